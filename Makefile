@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    train BN and MetaBIN on the built-in synthetic set, compare them on an unseen domain"
+	@echo "make test    lint, type check and tests"
+	@echo "make format  rewrite the code in the project's style"
+	@echo "make clean   remove the environment and all caches"
+
+demo: $(VENV)/.installed
+	$(PY) -m experiments.demo
+
+test: lint
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy metabin_jax
+
+format: $(VENV)/.installed-dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: nothing is installed again until pyproject.toml or constraints.txt changes. `| $(PY)` only asks that
+# the environment exists: it is older than its stamps and must not invalidate them.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --quiet -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --quiet -e '.[test,dev]' -c constraints.txt
+	touch $(VENV)/.installed $@

@@ -1,0 +1,11 @@
+"""The paper's benchmark setting.
+
+    --config=configs/metabin.py            what the paper's text says
+    --config=configs/metabin.py:official   what the authors' released code does
+
+Every field, with its source, stands in metabin_jax/config.py.
+"""
+
+from metabin_jax.config import metabin as get_config
+
+__all__ = ["get_config"]

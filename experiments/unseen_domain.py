@@ -1,0 +1,111 @@
+"""Table 4 in small: norm layers compared on domains they never saw, mean and standard deviation over seeds.
+
+    python -m experiments.unseen_domain synthetic --workdir=runs/synthetic
+    python -m experiments.unseen_domain folder --path=DIR --workdir=runs/folder
+
+`synthetic` trains on five drawn camera networks and evaluates on the sixth (configs/demo.py). `folder` leaves
+each domain of DIR out in turn (configs/folder.py). Results gather in WORKDIR/results.jsonl; what stands there
+is not run again, so a stopped study goes on where it was.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import demo, folder
+from metabin_jax.data import synthetic
+from metabin_jax.train import train
+
+METHODS = ("bn", "in", "bin", "metabin")
+
+
+def run(data: str, path: str, target: str, method: str, seed: int, workdir: Path) -> dict:
+    """Trains one row without the target and evaluates on it; a finished run is only read."""
+    config = demo.get_config() if data == "synthetic" else folder.get_config()
+    config.data.path = path
+    config.data.eval_domains = (target,)
+    config.method = method
+    config.seed = seed
+    scores = train(config, workdir / f"{target}-{method}-{seed}")["targets"][target]
+    return {"target": target, "method": method, "seed": seed} | {
+        k: scores[k] for k in ("R-1", "mAP", "queries")
+    }
+
+
+def study(
+    data: str, path: str, targets: Sequence[str], methods: Sequence[str], seeds: Sequence[int], workdir: Path
+) -> list[dict]:
+    """All rows, each once, seed by seed; appends to results.jsonl as they finish."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    log = workdir / "results.jsonl"
+    for seed in seeds:
+        for target in targets:
+            for method in methods:
+                if not any(_is(row, target, method, seed) for row in read(log)):
+                    row = run(data, path, target, method, seed, workdir)
+                    with log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+    return read(log)
+
+
+def read(log: Path) -> list[dict]:
+    """The rows of a results.jsonl; none if there is no such file."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def _is(row: dict, target: str, method: str, seed: int) -> bool:
+    return (row["target"], row["method"], row["seed"]) == (target, method, seed)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """R-1 / mAP in % per method and target, mean ± std over seeds; last the mean over targets."""
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    columns = [*targets, "mean"] if len(targets) > 1 else targets
+    lines = ["| norm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        cells = [_cell([row for row in own if row["target"] == target]) for target in targets]
+        if len(targets) > 1:
+            seeds = sorted({row["seed"] for row in own})
+            cells.append(_cell([_mean_over_targets(own, seed) for seed in seeds]))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean_over_targets(rows: Sequence[dict], seed: int) -> dict:
+    own = [row for row in rows if row["seed"] == seed]
+    return {metric: statistics.mean(row[metric] for row in own) for metric in ("R-1", "mAP")}
+
+
+def _cell(rows: Sequence[dict]) -> str:
+    def spread(metric: str) -> str:
+        values = [100 * row[metric] for row in rows]
+        std = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.1f}{std}"
+
+    return f"{spread('R-1')} / {spread('mAP')}" if rows else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", choices=("synthetic", "folder"))
+    parser.add_argument("--path", default="", help="the folder of domains, for `folder`")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--targets", nargs="+", help="default: underpass, or every domain of the folder")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    args = parser.parse_args()
+    if args.data == "synthetic":
+        targets = args.targets or synthetic.DOMAIN_NAMES[-1:]
+    else:
+        targets = args.targets or sorted(p.name for p in Path(args.path).iterdir() if p.is_dir())
+    print(table(study(args.data, args.path, targets, args.methods, args.seeds, args.workdir)))
+
+
+if __name__ == "__main__":
+    main()

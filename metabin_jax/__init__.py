@@ -1,0 +1,1 @@
+"""MetaBIN in JAX: generalisable person re-identification by meta-learned batch-instance normalisation."""

@@ -1,0 +1,176 @@
+"""A config made real: data, samplers, model, optimiser and method."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import path_aware_map
+from ml_collections import ConfigDict
+
+from metabin_jax import config as configuration
+from metabin_jax import losses, models, schedules
+from metabin_jax.algorithm import MetaBIN, TrainState
+from metabin_jax.baselines import BaseOnly, LearnedRho
+from metabin_jax.data import dataset
+from metabin_jax.data.dataset import TrainingSet
+from metabin_jax.data.records import Record
+from metabin_jax.data.sampler import DomainSampler, EpochSampler, MetaSampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made real."""
+
+    config: ConfigDict
+    data: TrainingSet
+    base: DomainSampler | EpochSampler
+    meta: MetaSampler | None
+    learner: MetaBIN
+    steps_per_epoch: int
+
+    def init(self) -> TrainState:
+        """A fresh state."""
+        image = jnp.zeros((1, self.config.data.height, self.config.data.width, 3))
+        return self.learner.init(jax.random.key(self.config.seed), image)
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The checked config with paths expanded and the sources named. Raises ValueError or FileNotFoundError."""
+    configuration.check(config)
+    config = ConfigDict(config)
+    data = config.data
+    data.path, data.cache_dir = os.path.expanduser(data.path), os.path.expanduser(data.cache_dir)
+    names = dataset.domain_names(data.source, data.path)
+    for name in (*data.train_domains, *data.eval_domains):
+        if name not in names:
+            raise ValueError(f"there is no domain {name!r} in the data, which has {', '.join(names)}")
+    data.train_domains = tuple(data.train_domains) or tuple(n for n in names if n not in data.eval_domains)
+    if not data.train_domains:
+        raise ValueError("every domain is in config.data.eval_domains: leave one or more to train on")
+    return config
+
+
+def load_domains(config: ConfigDict, domains: Sequence[str]) -> tuple[np.ndarray, list[Record]]:
+    """The images and records of `domains` under the config's data settings."""
+    data = config.data
+    return dataset.load(data.source, data.path, domains, (data.height, data.width), data.cache_dir)
+
+
+def build(config: ConfigDict) -> Run:
+    """Reads the data of a resolved config and sets up the method. Raises ValueError or FileNotFoundError."""
+    sources = config.data.train_domains
+    val_fraction = config.val_fraction if config.selection == "source_val" else 0
+    data = dataset.training_set(*load_domains(config, sources), sources, val_fraction, config.seed)
+    base, meta = build_samplers(config, data)
+    steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
+    learner = build_learner(config, data.num_ids, steps_per_epoch)
+    return Run(config, data, base, meta, learner, steps_per_epoch)
+
+
+def build_samplers(
+    config: ConfigDict, data: TrainingSet
+) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
+    """The base and, for MetaBIN, the meta sampler."""
+    labels = (data.pid, data.domain)
+    batch = config.batch
+    by_domain = functools.partial(
+        DomainSampler, *labels, batch.ids_per_domain, batch.images_per_id, config.seed, data.sources
+    )
+    base = (
+        by_domain()
+        if batch.sampling == "domains"
+        else EpochSampler(*labels, batch.ids_per_batch, batch.images_per_id, config.seed)
+    )
+    if config.method != "metabin":
+        return base, None
+    if batch.meta_train_domains < 2:
+        raise ValueError(
+            "config.batch.meta_train_domains is 1, but the shuffle loss (Eq. 7) needs negatives of another "
+            "meta-train domain: choose 2 or more"
+        )
+    if not batch.meta_train_domains < len(data.sources):
+        raise ValueError(
+            f"config.batch.meta_train_domains is {batch.meta_train_domains}, but there are {len(data.sources)} "
+            f"source domains ({', '.join(data.sources)}) and one or more must be left for meta-test: choose fewer"
+        )
+    return base, MetaSampler(by_domain(), batch.meta_train_domains)
+
+
+def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
+    """The net; `config.method` names its norm layer."""
+    settings = config.model
+    return models.create(
+        settings.name,
+        num_ids,
+        norm=config.method,
+        dtype=jnp.dtype(settings.dtype),
+        classifier_init=settings.classifier_init,
+    )
+
+
+def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int) -> MetaBIN:
+    """The method of `config.method`: MetaBIN, or what it is compared with in Table 4."""
+    model = build_model(config, num_ids)
+    loss, meta = config.loss, config.meta
+
+    def triplet(feature_ND, pid_N, domain_N):
+        return losses.triplet(feature_ND, pid_N, loss.margin)
+
+    def scatter(feature_ND, pid_N, domain_N):
+        return losses.scatter(feature_ND, domain_N, loss.scatter_normalize_first)
+
+    def base_triplet(feature_ND, logits_NM, pid_N):
+        return losses.triplet(feature_ND, pid_N, loss.margin)
+
+    def cross_entropy(feature_ND, logits_NM, pid_N):
+        return losses.cross_entropy(logits_NM, pid_N, loss.smoothing)
+
+    period = max(2, round(meta.beta_epochs * steps_per_epoch))
+    alpha = alpha_schedule(config.optimizer, steps_per_epoch)
+    settings = {
+        "model": model,
+        "optimizer": sgd(alpha, config.optimizer),
+        "beta": schedules.triangular(meta.beta_low, meta.beta_high, period // 2, period - period // 2),
+        "gamma": lambda step: jnp.where(step >= meta.start, jnp.float32(meta.gamma), jnp.float32(0)),
+        "first_order": meta.first_order,
+        "base_losses": (("cross_entropy", cross_entropy), ("triplet", base_triplet)),
+        "meta_train_losses": (("scatter", scatter), ("shuffle", losses.shuffle), ("triplet", triplet)),
+        "meta_test_losses": (("triplet", triplet),),
+    }
+    if config.method == "metabin":
+        return MetaBIN(**settings)
+    if config.method == "bin":
+        # [34] learns rho ten times as fast as the rest, without weight decay.
+        rho_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
+        return LearnedRho(**settings, rho_optimizer=rho_optimizer)
+    return BaseOnly(**settings)
+
+
+def alpha_schedule(optimizer: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Warm-up and step decay of alpha over the steps."""
+    return schedules.warmup_step(
+        optimizer.alpha,
+        optimizer.warmup_epochs * steps_per_epoch,
+        [epoch * steps_per_epoch for epoch in optimizer.decay_epochs],
+        optimizer.decay,
+        optimizer.warmup_start,
+    )
+
+
+def sgd(alpha: optax.Schedule, optimizer: ConfigDict) -> optax.GradientTransformation:
+    """SGD as in PyTorch: decay added to the gradient, then momentum, then alpha; biases times bias_lr_factor."""
+
+    def is_bias(params):
+        return path_aware_map(lambda path, _: str(path[-1]).endswith("bias"), params)
+
+    return optax.chain(
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.trace(optimizer.momentum),
+        optax.masked(optax.scale(optimizer.bias_lr_factor), is_bias),
+        optax.scale_by_learning_rate(alpha),
+    )

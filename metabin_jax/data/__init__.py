@@ -1,0 +1,1 @@
+"""Data on the host: records, the decoded cache, samplers and batches."""

@@ -1,0 +1,55 @@
+"""Batches for the training loop: indices from the samplers, pixels from the cache, read ahead by grain."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+# A step at 256x128 gathers about 16 MB: a few steps ahead hide the disk, more would only cost memory.
+READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+
+
+class RawBatch(NamedTuple):
+    """N images as stored: image uint8 [N, H, W, 3], pid int32 [N], domain int32 [N]."""
+
+    image: np.ndarray
+    pid: np.ndarray
+    domain: np.ndarray
+
+
+class StepBatches(NamedTuple):
+    """What one iteration of Algorithm 1 sees: X_B, X_S and X_T; without meta-learning the last two are None."""
+
+    base: RawBatch
+    meta_train: RawBatch | None = None
+    meta_test: RawBatch | None = None
+
+
+def batches(
+    images: np.ndarray,
+    pid: np.ndarray,
+    domain: np.ndarray,
+    base: Callable[[int], np.ndarray],
+    meta: Callable[[int], tuple[np.ndarray, np.ndarray]] | None,
+    start_step: int,
+    stop_step: int,
+) -> Iterator[StepBatches]:
+    """Yields the batches of steps start_step to stop_step - 1; a step's do not depend on start_step.
+
+    Args:
+      images: uint8 [n, H, W, 3], such as load_images returns.
+      pid, domain: int [n].
+      base: step -> indices of the base batch, such as DomainSampler.base or EpochSampler.base.
+      meta: step -> indices of the meta-train and of the meta-test batch, such as MetaSampler.meta;
+        None without meta-learning.
+    """
+    pixels = np.asarray(images)
+
+    def gather(index: np.ndarray) -> RawBatch:
+        return RawBatch(pixels[index], pid[index].astype(np.int32), domain[index].astype(np.int32))
+
+    def load(step: int) -> StepBatches:
+        return StepBatches(gather(base(step)), *map(gather, meta(step) if meta else ()))
+
+    return iter(grain.MapDataset.range(start_step, stop_step).map(load).to_iter_dataset(READ_AHEAD))

@@ -1,0 +1,237 @@
+"""Which images a step sees: pure functions from (seed, step) to indices.
+
+Every draw is a function of the seed and the step (or the epoch) alone, so a run resumes from one integer.
+
+The base batch has two forms, one per preset:
+  DomainSampler  `paper`: the same number of identities from every domain, drawn afresh at every step.
+  EpochSampler   `official`: identities of any domain, without replacement over an epoch.
+The meta batch has one, MetaSampler: a draw from every domain, split by a random split of the domains.
+
+All take pid, int [n] (identities over all sources; -1 marks an image that no batch may hold, such as one held
+out) and domain, int [n] (0..K-1), and return int64 indices into them, identity after identity.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+# One random stream per purpose, so that no draw depends on how much another one consumed.
+BASE, META, META_SPLIT, HELD_OUT = range(4)
+
+
+class Identities:
+    """The images of each of M identities, at hand: image[first[m] : first[m] + count[m]]."""
+
+    def __init__(self, pid: np.ndarray, domain: np.ndarray):
+        used = np.flatnonzero(pid >= 0)
+        self.image = used[np.argsort(pid[used], kind="stable")]
+        _, self.first, self.count = np.unique(pid[self.image], return_index=True, return_counts=True)
+        self.domain = domain[self.image[self.first]]
+
+    def num_groups(self, images_per_id: int) -> np.ndarray:
+        """How many groups of images_per_id each identity fills, the last one padded: int64 [M]."""
+        return -(-self.count // images_per_id)
+
+
+class DomainSampler:
+    """Batches of ids_per_domain x images_per_id from every domain: the base batch of the `paper` preset.
+
+    The paper (Sec. 4.1) takes 16 images of each of 5 domains. An identity with fewer than images_per_id
+    images repeats them in turn.
+
+    steps_per_epoch: images, each identity's padded up to a multiple of images_per_id, over the batch size.
+
+    Raises:
+      ValueError: a domain has fewer than ids_per_domain identities.
+    """
+
+    def __init__(
+        self,
+        pid: np.ndarray,
+        domain: np.ndarray,
+        ids_per_domain: int,
+        images_per_id: int,
+        seed: int,
+        domain_names: Sequence[str] = (),
+    ):
+        self.seed = seed
+        self.num_domains = int(domain.max()) + 1
+        self._identities = Identities(pid, domain)
+        self._shape = (ids_per_domain, images_per_id)
+        self._ids_of_domain = [np.flatnonzero(self._identities.domain == d) for d in range(self.num_domains)]
+        for d, ids in enumerate(self._ids_of_domain):
+            if len(ids) < ids_per_domain:
+                raise ValueError(
+                    f"Domain {_name(d, domain_names)} has {len(ids)} identities to train on, but a batch"
+                    f" takes {ids_per_domain} of each domain: leave it out or take fewer per domain."
+                )
+        num_groups = self._identities.num_groups(images_per_id).sum()
+        self.steps_per_epoch = max(1, int(num_groups) // (self.num_domains * ids_per_domain))
+
+    def base(self, step: int) -> np.ndarray:
+        """Returns int64 [K * ids_per_domain * images_per_id], domain after domain."""
+        return self.draw(BASE, step).ravel()
+
+    def draw(self, stream: int, step: int) -> np.ndarray:
+        """Returns int64 [K, ids_per_domain * images_per_id]; streams are independent of each other."""
+        ids_per_domain, images_per_id = self._shape
+        rng = np.random.default_rng([self.seed, stream, step])
+        identity_KP = np.stack(
+            [ids[rng.choice(len(ids), ids_per_domain, replace=False)] for ids in self._ids_of_domain]
+        )
+        count = self._identities.count
+        within = [
+            np.resize(rng.choice(count[m], min(count[m], images_per_id), replace=False), images_per_id)
+            for m in identity_KP.flat
+        ]
+        first = self._identities.first[identity_KP.ravel(), None]
+        return self._identities.image[first + np.stack(within)].reshape(self.num_domains, -1)
+
+
+class MetaSampler:
+    """Meta batches of both presets (Algorithm 1): a draw from every domain, the domains split at random.
+
+    Raises:
+      ValueError: num_meta_train is not in 1..K-1.
+    """
+
+    def __init__(self, sampler: DomainSampler, num_meta_train: int):
+        num_domains = sampler.num_domains
+        if num_domains < 2:
+            raise ValueError(
+                "There is one source domain, but meta-learning splits the domains: give two or more."
+            )
+        if not 1 <= num_meta_train < num_domains:
+            raise ValueError(
+                f"num_meta_train is {num_meta_train}, but the {num_domains} domains are split into meta-train"
+                f" and meta-test, at least one each: choose from 1 to {num_domains - 1}."
+            )
+        self._sampler = sampler
+        self._num_meta_train = num_meta_train
+
+    def meta(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns meta-train int64 [num_meta_train * B] and meta-test int64 [(K - num_meta_train) * B].
+
+        B = ids_per_domain * images_per_id.
+        """
+        index_KB = self._sampler.draw(META, step)
+        split = np.random.default_rng([self._sampler.seed, META_SPLIT, step]).permutation(len(index_KB))
+        train, test = split[: self._num_meta_train], split[self._num_meta_train :]
+        return index_KB[train].ravel(), index_KB[test].ravel()
+
+
+class EpochSampler:
+    """Base batches of the `official` preset: ids_per_batch x images_per_id from any domain.
+
+    An epoch starts with a pool: every identity's images, shuffled, padded up to a multiple of images_per_id
+    (each image once before any repeats) and cut into groups. A step takes one group of each of ids_per_batch
+    distinct identities, drawn uniformly from those that have groups left. When fewer than ids_per_batch have
+    any, what is left is dropped and the pool filled anew, within the epoch if need be.
+
+    steps_per_epoch: padded images over the batch size.
+
+    Raises:
+      ValueError: there are fewer than ids_per_batch identities.
+    """
+
+    def __init__(
+        self, pid: np.ndarray, domain: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int
+    ):
+        self._identities = Identities(pid, domain)
+        self._shape = (ids_per_batch, images_per_id)
+        self._seed = seed
+        num_ids = len(self._identities.count)
+        if num_ids < ids_per_batch:
+            raise ValueError(
+                f"There are {num_ids} identities to train on, but a batch takes {ids_per_batch}:"
+                " take fewer identities per batch or add data."
+            )
+        self.steps_per_epoch = int(self._identities.num_groups(images_per_id).sum()) // ids_per_batch
+        self._plan = lru_cache(maxsize=2)(self._plan_epoch)  # two: prefetching runs ahead into the next epoch
+
+    def base(self, step: int) -> np.ndarray:
+        """Returns int64 [ids_per_batch * images_per_id]."""
+        epoch, row = divmod(step, self.steps_per_epoch)
+        return self._plan(epoch)[row]
+
+    def _plan_epoch(self, epoch: int) -> np.ndarray:
+        """Returns int64 [steps_per_epoch, ids_per_batch * images_per_id]."""
+        rng = np.random.default_rng([self._seed, BASE, epoch])
+        plan = self._use_pool(rng)
+        while len(plan) < self.steps_per_epoch:
+            plan = np.concatenate([plan, self._use_pool(rng)])
+        return plan[: self.steps_per_epoch]
+
+    def _use_pool(self, rng: np.random.Generator) -> np.ndarray:
+        """Fills the pool and returns its batches, int64 [any number, ids_per_batch * images_per_id]."""
+        ids_per_batch, images_per_id = self._shape
+        first, count = self._identities.first, self._identities.count
+        shuffled = rng.permutation(len(self._identities.image))
+        owner = np.repeat(np.arange(len(count)), count)[shuffled]
+        image = self._identities.image[
+            shuffled[np.argsort(owner, kind="stable")]
+        ]  # shuffled within identities
+
+        groups_left = self._identities.num_groups(images_per_id)
+        waiting = np.arange(len(count))  # waiting[:num_waiting] are the identities that still have groups
+        num_waiting = len(waiting)
+        batches = []
+        while num_waiting >= ids_per_batch:
+            place = rng.choice(num_waiting, ids_per_batch, replace=False)
+            identity = waiting[place]
+            groups_left[identity] -= 1
+            batches.append((identity, groups_left[identity]))
+            for p in sorted(place[groups_left[identity] == 0], reverse=True):
+                num_waiting -= 1
+                waiting[p] = waiting[num_waiting]
+        identity, group = np.moveaxis(np.array(batches), 1, 0)[..., None]  # each [batches, ids_per_batch, 1]
+        within = (group * images_per_id + np.arange(images_per_id)) % count[identity]
+        return image[first[identity] + within].reshape(len(batches), -1)
+
+
+def held_out_split(
+    pid: np.ndarray,
+    camid: np.ndarray,
+    domain: np.ndarray,
+    fraction: float,
+    seed: int,
+    domain_names: Sequence[str] = (),
+) -> np.ndarray:
+    """Holds out whole identities of every domain, to validate on the sources.
+
+    Of each domain's identities a `fraction`, rounded, and at least two are drawn from those with two or more
+    images; those seen by two or more cameras come first, as the others have no match across cameras.
+
+    Args:
+      pid, camid, domain: int [n]; pid need be unique within its domain only.
+      fraction: between 0 and 1.
+
+    Returns:
+      bool [n], True for the images of held-out identities.
+
+    Raises:
+      ValueError: fraction is out of range, or a domain has fewer than two identities with two images.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
+    rng = np.random.default_rng([seed, HELD_OUT])
+    held_out = np.zeros(len(pid), bool)
+    for d in range(int(domain.max()) + 1):
+        ids, num_images = np.unique(pid[domain == d], return_counts=True)
+        pid_and_camid = np.unique(np.stack([pid, camid], axis=1)[domain == d], axis=0)
+        _, num_cameras = np.unique(pid_and_camid[:, 0], return_counts=True)
+        eligible = rng.permutation(np.flatnonzero(num_images >= 2))
+        if len(eligible) < 2:
+            raise ValueError(
+                f"Domain {_name(d, domain_names)} has {len(eligible)} identities with two or more images, but"
+                " two must be held out: hold nothing out or leave the domain out."
+            )
+        two_cameras_first = eligible[np.argsort(num_cameras[eligible] < 2, kind="stable")]
+        chosen = ids[two_cameras_first[: max(2, round(fraction * len(ids)))]]
+        held_out |= (domain == d) & np.isin(pid, chosen)
+    return held_out
+
+
+def _name(domain: int, domain_names: Sequence[str]) -> str:
+    return domain_names[domain] if domain_names else str(domain)

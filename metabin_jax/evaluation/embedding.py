@@ -1,0 +1,64 @@
+"""Images in, retrieval features out."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from metabin_jax.data.augment import normalise
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_batch(model: nn.Module, variables: dict, image_NHWC: jax.Array) -> jax.Array:
+    outputs: Any = model.apply(variables, normalise(image_NHWC), train=False)
+    _, embedding_ND, _ = outputs
+    return embedding_ND.astype(jnp.float32)
+
+
+def embed(
+    model: nn.Module,
+    variables: dict,
+    image_NHWC: NDArray[np.uint8],
+    batch_size: int = 64,
+    rows: NDArray[np.integer] | None = None,
+) -> NDArray[np.float32]:
+    """Embeddings [n, D] (the feature after BNNeck, what retrieval uses) in evaluation mode.
+
+    Every batch has `batch_size` images, the last one padded with zeros, so that one trace per model and image
+    size serves any number of images.
+
+    Args:
+      model: as `metabin_jax.models.create` returns it.
+      variables: its variables.
+      image_NHWC: RGB uint8 [n, H, W, 3], in memory or memory-mapped; read one batch at a time.
+      rows: embed only these images, in this order.
+
+    Raises:
+      ValueError: there are no images, they are not RGB uint8, batch_size is below 1.
+    """
+    if image_NHWC.ndim != 4 or image_NHWC.shape[3] != 3 or image_NHWC.dtype != np.uint8:
+        raise ValueError(
+            "images must be RGB uint8 of the shape [n, height, width, 3], "
+            f"not {image_NHWC.dtype} {list(image_NHWC.shape)}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    rows = np.arange(len(image_NHWC)) if rows is None else rows
+    if len(rows) == 0:
+        raise ValueError("there are no images to embed.")
+
+    variables = jax.device_put(variables)
+    embedding_of_batch = []
+    for start in range(0, len(rows), batch_size):
+        batch_NHWC = np.zeros((batch_size, *image_NHWC.shape[1:]), np.uint8)
+        chosen = rows[start : start + batch_size]
+        batch_NHWC[: len(chosen)] = image_NHWC[chosen]
+        embedding_of_batch.append(_embed_batch(model, variables, batch_NHWC))
+        if len(embedding_of_batch) > 1:
+            # Two batches in flight: the device never waits for the host, nor does the host run far ahead.
+            embedding_of_batch[-2].block_until_ready()
+    return np.concatenate([np.asarray(batch) for batch in embedding_of_batch])[: len(rows)]

@@ -1,0 +1,121 @@
+"""Which images of a domain are queries, which are its gallery, and what a camera means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import flax.linen as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from metabin_jax.data.records import Record
+from metabin_jax.evaluation.embedding import embed
+from metabin_jax.evaluation.metrics import RetrievalMetrics, retrieval_metrics
+
+CameraPolicy = Literal["cross-camera", "ignore"]
+
+
+class QueryGallery(NamedTuple):
+    """Indices into the records, and the labels that go with them (all int64)."""
+
+    query_row: NDArray[np.int64]
+    gallery_row: NDArray[np.int64]
+    query_pid: NDArray[np.int64]
+    gallery_pid: NDArray[np.int64]
+    query_camid: NDArray[np.int64]
+    gallery_camid: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DomainResult:
+    """The metrics of one domain, and the paths of its queries without a valid match."""
+
+    domain: str
+    metrics: RetrievalMetrics
+    unmatched: tuple[str, ...]
+
+
+def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camera") -> QueryGallery:
+    """Splits the records of ONE domain.
+
+    Where records are marked query or gallery, those marks hold and records of other splits are left out.
+    Otherwise every image is a query against all images.
+
+    Args:
+      policy: "cross-camera" keeps the records' camids, so that images of the query's identity from its own
+        camera are dropped from its list. "ignore" replaces each camid by a number of the image (its path), so
+        that only the image itself is dropped.
+
+    Raises:
+      ValueError: unknown policy, more than one domain, no query or no gallery.
+    """
+    if policy not in get_args(CameraPolicy):
+        raise ValueError(
+            f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}."
+        )
+    domains = sorted({record.domain for record in records})
+    if len(domains) != 1:
+        raise ValueError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
+
+    split = np.array([record.split for record in records])
+    pid = np.array([record.pid for record in records], np.int64)
+    if policy == "ignore":
+        number: dict[str, int] = {}
+        camid = np.array([number.setdefault(record.path, len(number)) for record in records], np.int64)
+    else:
+        camid = np.array([record.camid for record in records], np.int64)
+
+    in_query, in_gallery = split == "query", split == "gallery"
+    if not in_query.any() and not in_gallery.any():
+        in_query = in_gallery = np.ones(len(records), bool)
+    query_row, gallery_row = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
+    for name, row in (("query", query_row), ("gallery", gallery_row)):
+        if row.size == 0:
+            raise ValueError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
+    return QueryGallery(
+        query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row]
+    )
+
+
+def evaluate_domain(
+    model: nn.Module,
+    variables: dict,
+    images: NDArray[np.uint8],
+    records: Sequence[Record],
+    rows: NDArray[np.integer] | None = None,
+    policy: CameraPolicy = "cross-camera",
+    metric: str = "cosine",
+    ranks: Sequence[int] = (1, 5, 10),
+    batch_size: int = 64,
+) -> DomainResult:
+    """Embeds the query and gallery images of one domain and ranks them.
+
+    Args:
+      images: RGB uint8 [n, H, W, 3], aligned with `records`, in memory or memory-mapped.
+      rows: those of the domain; all if None.
+      The rest as in `query_gallery`, `retrieval_metrics` and `embed`.
+
+    Raises:
+      ValueError: as those three; images and records differ in number.
+    """
+    if len(images) != len(records):
+        raise ValueError(
+            f"there are {len(images)} images for {len(records)} records: build the image cache again."
+        )
+    rows = np.arange(len(records)) if rows is None else rows
+    own = [records[row] for row in rows.tolist()]
+    split = query_gallery(own, policy)
+    needed = np.union1d(split.query_row, split.gallery_row)
+    embedding_ND = embed(model, variables, images, batch_size, rows=rows[needed])
+    metrics = retrieval_metrics(
+        embedding_ND[np.searchsorted(needed, split.query_row)],
+        embedding_ND[np.searchsorted(needed, split.gallery_row)],
+        split.query_pid,
+        split.gallery_pid,
+        split.query_camid,
+        split.gallery_camid,
+        metric,
+        ranks,
+    )
+    unmatched = tuple(own[split.query_row[index]].path for index in metrics.unmatched)
+    return DomainResult(own[0].domain, metrics, unmatched)

@@ -1,0 +1,105 @@
+"""The four losses of the paper: Eq. 2, 3, 6 and 7.
+
+feature_ND is the pooled backbone output BEFORE BNNeck, not normalised. pid_N and domain_N are integers [N]. Everything
+is computed in float32, or in float64 when the features are; distances are Euclidean, not squared.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Below this squared distance the gradient of the distance is 0 instead of NaN, to every order.
+_TINY = 1e-12
+
+
+def _full_precision(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def pairwise_distance(feature_ND: Array) -> Array:
+    """Euclidean distance dist_NN [N, N]; products at the highest precision (no TF32)."""
+    feature_ND = _full_precision(feature_ND)
+    # Distances do not see the batch mean; without it |a|^2 + |b|^2 - 2ab cancels less.
+    feature_ND = feature_ND - feature_ND.mean(0, keepdims=True)
+    square_N = jnp.square(feature_ND).sum(1)
+    dot_NN = jnp.matmul(feature_ND, feature_ND.T, precision="highest")
+    square_NN = square_N[:, None] + square_N[None, :] - 2 * dot_NN
+    return jnp.sqrt(jnp.maximum(square_NN, _TINY))
+
+
+def _farthest(dist_NN: Array, allowed_NN: Array) -> Array:
+    """Largest allowed distance per anchor [N]; -inf where nothing is allowed."""
+    return jnp.where(allowed_NN, dist_NN, -jnp.inf).max(1)
+
+
+def _nearest(dist_NN: Array, allowed_NN: Array) -> Array:
+    """Smallest allowed distance per anchor [N]; +inf where nothing is allowed."""
+    return jnp.where(allowed_NN, dist_NN, jnp.inf).min(1)
+
+
+def _equal(label_N: Array) -> Array:
+    return label_N[:, None] == label_N[None, :]
+
+
+def cross_entropy(logits_NM: Array, pid_N: Array, smoothing: float = 0.1) -> Array:
+    """Eq. 2 with label smoothing ([42]): target (1 - eps) + eps / M on the identity, eps / M on the others; scalar.
+
+    logits_NM: [N, M] over all M identities of all sources; pid_N in 0..M-1. The released code spreads eps / (M - 1)
+    over the others only, which is this loss at smoothing eps * M / (M - 1).
+    """
+    chex.assert_rank([logits_NM, pid_N], [2, 1])
+    log_prob_NM = jax.nn.log_softmax(_full_precision(logits_NM))
+    hit_N = jnp.take_along_axis(log_prob_NM, pid_N[:, None], axis=1)[:, 0]
+    return -((1 - smoothing) * hit_N + smoothing * log_prob_NM.mean(1)).mean()
+
+
+def triplet(feature_ND: Array, pid_N: Array, margin: float = 0.3) -> Array:
+    """Eq. 3: batch-hard hinge [d(a, farthest same id) - d(a, nearest other id) + margin]+, mean over anchors; scalar.
+
+    The anchor counts as a sample of its own identity. An anchor without another identity in the batch adds 0.
+    """
+    chex.assert_rank([feature_ND, pid_N], [2, 1])
+    dist_NN = pairwise_distance(feature_ND)
+    same_NN = _equal(pid_N)
+    return jax.nn.relu(_farthest(dist_NN, same_NN) - _nearest(dist_NN, ~same_NN) + margin).mean()
+
+
+def _normalise(feature_ND: Array) -> Array:
+    square_N1 = jnp.square(feature_ND).sum(1, keepdims=True)
+    return feature_ND / jnp.sqrt(jnp.maximum(square_N1, _TINY))
+
+
+def scatter(feature_ND: Array, domain_N: Array, normalize_first: bool = False) -> Array:
+    """Eq. 6: mean over samples of the cosine of each feature to the centroid of its own domain in the batch; scalar.
+
+    With normalize_first the centroid is that of L2-normalised features and the mean is one over domains of domain
+    means, as in the released code; the two means agree when domains are equally represented.
+    """
+    chex.assert_rank([feature_ND, domain_N], [2, 1])
+    feature_ND = _full_precision(feature_ND)
+    unit_ND = _normalise(feature_ND)
+    same_NN = _equal(domain_N).astype(feature_ND.dtype)
+    members_N = same_NN.sum(1)
+    # The sum points where the mean points, and the cosine sees only where it points.
+    centroid_ND = jnp.matmul(same_NN, unit_ND if normalize_first else feature_ND, precision="highest")
+    cosine_N = (unit_ND * _normalise(centroid_ND)).sum(1)
+    if normalize_first:
+        return (cosine_N / members_N).sum() / (1 / members_N).sum()
+    return cosine_N.mean()
+
+
+def shuffle(feature_ND: Array, pid_N: Array, domain_N: Array) -> Array:
+    """Eq. 7: softplus(d(a, n-) - d(a, n+)), mean over anchors; scalar.
+
+    n- is the FARTHEST sample of any other domain, n+ the NEAREST sample of another identity in the same domain. An
+    anchor that lacks either adds 0, so with one domain in the batch the loss is 0 and so is its gradient: whoever
+    chooses the domains must refuse that case (train.py does).
+    """
+    chex.assert_rank([feature_ND, pid_N, domain_N], [2, 1, 1])
+    dist_NN = pairwise_distance(feature_ND)
+    same_domain_NN = _equal(domain_N)
+    inter_N = _farthest(dist_NN, ~same_domain_NN)
+    intra_N = _nearest(dist_NN, same_domain_NN & ~_equal(pid_N))
+    return jax.nn.softplus(inter_N - intra_N).mean()

@@ -1,0 +1,105 @@
+"""MobileNetV2 ([37], Sandler et al. 2018) in the paper's variant and in the standard one, for re-identification.
+
+Both have the last stride at 1 (a 256 x 128 image gives a 16 x 8 map). They differ in two things:
+
+- paper: channels int(c * width), an expansion convolution in EVERY block. Width 1.4: 53 norm layers, 23,822 channels.
+- standard (torchvision, timm, Keras): channels rounded to multiples of 8, no expansion where t = 1. 52 norm layers.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metabin_jax.models.convolution import Conv, DepthwiseConv, PointwiseConv
+from metabin_jax.norm import NormFactory
+
+
+class Stage(NamedTuple):
+    """`blocks` inverted residuals, the first with `stride`; t = `expansion`."""
+
+    expansion: int
+    features: int
+    blocks: int
+    stride: int
+
+
+STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 32, 3, 2),
+    Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1),
+    Stage(6, 160, 3, 1),
+    Stage(6, 320, 1, 1),
+)
+
+
+def round_to_8(channels: float) -> int:
+    """The nearest multiple of 8, but never below 90 % of `channels` nor below 8 (Sandler et al. 2018)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class InvertedResidual(nn.Module):
+    """1 x 1 expansion, 3 x 3 depthwise, linear 1 x 1 projection; residual where the shape stays."""
+
+    features: int
+    expansion: int
+    stride: int
+    expand_always: bool
+    norm: NormFactory
+    depth: float
+    act: Callable
+    dtype: jnp.dtype | None
+
+    @nn.compact
+    def __call__(self, x_NHWC: jax.Array, train: bool) -> jax.Array:
+        channels = x_NHWC.shape[-1]
+        y_NHWC = x_NHWC
+        if self.expansion != 1 or self.expand_always:
+            y_NHWC = PointwiseConv(channels * self.expansion, dtype=self.dtype, name="expand")(y_NHWC)
+            y_NHWC = self.act(self.norm(self.depth, name="expand_norm")(y_NHWC, train))
+        y_NHWC = DepthwiseConv(self.stride, dtype=self.dtype, name="depthwise")(y_NHWC)
+        y_NHWC = self.act(self.norm(self.depth, name="depthwise_norm")(y_NHWC, train))
+        y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="project")(y_NHWC)
+        y_NHWC = self.norm(self.depth, name="project_norm")(y_NHWC, train)
+        return x_NHWC + y_NHWC if y_NHWC.shape == x_NHWC.shape else y_NHWC
+
+
+class MobileNetV2(nn.Module):
+    """image [N, H, W, 3] -> map [N, H / 16, W / 16, head]. `stages`, `stem` and `head` in channels at width 1."""
+
+    norm: NormFactory
+    width: float = 1.0
+    standard: bool = False
+    stages: tuple[Stage, ...] = STAGES
+    stem: int = 32
+    head: int = 1280
+    act: Callable = nn.relu6
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, image_NHWC: jax.Array, train: bool) -> jax.Array:
+        scaled = round_to_8 if self.standard else int
+        last = len(self.stages) + 2
+        x_NHWC = Conv(scaled(self.stem * self.width), 3, 2, dtype=self.dtype, name="stem")(image_NHWC)
+        x_NHWC = self.act(self.norm(1 / last, name="stem_norm")(x_NHWC, train))
+        for number, stage in enumerate(self.stages, start=2):
+            for block in range(stage.blocks):
+                x_NHWC = InvertedResidual(
+                    features=scaled(stage.features * self.width),
+                    expansion=stage.expansion,
+                    stride=stage.stride if block == 0 else 1,
+                    expand_always=not self.standard,
+                    norm=self.norm,
+                    depth=number / last,
+                    act=self.act,
+                    dtype=self.dtype,
+                    name=f"stage{number}_block{block}",
+                )(x_NHWC, train)
+        head = scaled(self.head * (max(1.0, self.width) if self.standard else self.width))
+        x_NHWC = PointwiseConv(head, dtype=self.dtype, name="head")(x_NHWC)
+        return self.act(self.norm(1.0, name="head_norm")(x_NHWC, train))

@@ -1,0 +1,87 @@
+"""Backbone, average pooling, BNNeck ([31]) and classifier."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metabin_jax import norm as norms
+from metabin_jax.models.mobilenetv2 import MobileNetV2, Stage
+from metabin_jax.models.resnet import ResNet50
+
+# Small nets of the paper's kind: `tiny` for tests, `small` to train from scratch on a CPU in a minute.
+TINY: dict[str, Any] = {
+    "stages": (Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)),
+    "stem": 8,
+    "head": 32,
+}
+SMALL: dict[str, Any] = {
+    "stages": (Stage(1, 16, 1, 1), Stage(4, 24, 2, 2), Stage(4, 40, 2, 2), Stage(4, 64, 1, 1)),
+    "stem": 16,
+    "head": 256,
+}
+
+# Sec. 4.1 does not state it; N(0, 0.001) is BNNeck's ([31]), +-1 / sqrt(D) what the released code ends up with.
+CLASSIFIER_INITS = {
+    "normal": nn.initializers.normal(0.001),
+    "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
+
+
+class ReID(nn.Module):
+    """image_NHWC [N, H, W, 3] -> (feature_ND, embedding_ND, logits_NM), all float32 or wider.
+
+    feature: pooled map, before BNNeck (triplet, scatter, shuffle). embedding: after it (retrieval, classifier).
+    BNNeck is plain BN without rho, its bias frozen at 0, that is absent; the classifier has no bias.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    classifier_init: str = "normal"
+
+    @nn.compact
+    def __call__(self, image_NHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        chex.assert_shape(image_NHWC, (None, None, None, 3))
+        map_NHWC = self.backbone(image_NHWC, train)
+        map_NHWC = map_NHWC.astype(jnp.promote_types(map_NHWC.dtype, jnp.float32))
+        feature_ND = map_NHWC.mean((1, 2))
+        neck = norms.BatchNorm(use_bias=False, name="bnneck")
+        embedding_ND = neck(feature_ND[:, None, None, :], train)[:, 0, 0, :]
+        kernel_init = CLASSIFIER_INITS[self.classifier_init]
+        classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=kernel_init, name="classifier")
+        return feature_ND, embedding_ND, classifier(embedding_ND)
+
+
+def create(
+    name: str, num_classes: int, norm: str = "metabin", dtype: jnp.dtype | None = None,
+    classifier_init: str = "normal", **kw: Any,
+) -> ReID:  # fmt: skip
+    """A model by name.
+
+    name: 'mobilenetv2_W' (paper variant at any width W, e.g. mobilenetv2_1.4), 'mobilenetv2_standard_W',
+    'resnet50', 'small' or 'tiny'. norm: one of norm.LAYERS. dtype: compute type (None: that of the image); params,
+    rho, moments, features and logits stay float32. kw goes to the backbone. Raises ValueError for an unknown name.
+    """
+    backbone: Callable[..., nn.Module]
+    mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
+    if mobilenet:
+        backbone = partial(MobileNetV2, width=float(mobilenet[2]), standard=bool(mobilenet[1]))
+    elif name in ("tiny", "small"):
+        backbone = partial(MobileNetV2, **(TINY if name == "tiny" else SMALL))
+    elif name == "resnet50":
+        backbone = ResNet50
+    else:
+        raise ValueError(
+            "model must be mobilenetv2_W or mobilenetv2_standard_W with a width W, resnet50, small or tiny; "
+            f"got {name!r}"
+        )
+    if classifier_init not in CLASSIFIER_INITS:
+        raise ValueError(
+            f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}"
+        )
+    return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)

@@ -1,0 +1,55 @@
+"""ResNet-50 (He et al. 2016) in torchvision's layout: the stride sits on the 3 x 3; the last stride is 1."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metabin_jax.models.convolution import Conv, PointwiseConv
+from metabin_jax.norm import NormFactory
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3, 1 x 1 to 4 * features, plus the input (projected where the shape changes)."""
+
+    features: int
+    stride: int
+    norm: NormFactory
+    depth: float
+    dtype: jnp.dtype | None
+
+    @nn.compact
+    def __call__(self, x_NHWC: jax.Array, train: bool) -> jax.Array:
+        y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="conv1")(x_NHWC)
+        y_NHWC = nn.relu(self.norm(self.depth, name="norm1")(y_NHWC, train))
+        y_NHWC = Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv2")(y_NHWC)
+        y_NHWC = nn.relu(self.norm(self.depth, name="norm2")(y_NHWC, train))
+        y_NHWC = PointwiseConv(4 * self.features, dtype=self.dtype, name="conv3")(y_NHWC)
+        y_NHWC = self.norm(self.depth, name="norm3")(y_NHWC, train)
+        if y_NHWC.shape != x_NHWC.shape:
+            x_NHWC = PointwiseConv(4 * self.features, self.stride, dtype=self.dtype, name="shortcut")(x_NHWC)
+            x_NHWC = self.norm(self.depth, name="shortcut_norm")(x_NHWC, train)
+        return nn.relu(x_NHWC + y_NHWC)
+
+
+class ResNet50(nn.Module):
+    """image [N, H, W, 3] -> map [N, H / 16, W / 16, 2048]; 53 norm layers, 26,560 channels."""
+
+    norm: NormFactory
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, image_NHWC: jax.Array, train: bool) -> jax.Array:
+        x_NHWC = Conv(64, 7, 2, dtype=self.dtype, name="stem")(image_NHWC)
+        x_NHWC = nn.relu(self.norm(1 / 5, name="stem_norm")(x_NHWC, train))
+        x_NHWC = nn.max_pool(x_NHWC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, (blocks, stride) in enumerate([(3, 1), (4, 2), (6, 2), (3, 1)], start=1):
+            for block in range(blocks):
+                x_NHWC = Bottleneck(
+                    features=64 * 2 ** (stage - 1),
+                    stride=stride if block == 0 else 1,
+                    norm=self.norm,
+                    depth=(stage + 1) / 5,
+                    dtype=self.dtype,
+                    name=f"stage{stage + 1}_block{block}",
+                )(x_NHWC, train)
+        return x_NHWC

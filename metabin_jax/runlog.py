@@ -1,0 +1,135 @@
+"""What a run writes beside its checkpoints: its config, its circumstances and its metrics."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+# What may change between a run and its resumption.
+RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is there whole or not at all."""
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def describe_run(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json and environment.json. Raises ValueError if `workdir` holds a run of another config."""
+    path = workdir / "config.json"
+    settings = json.loads(config.to_json_best_effort())
+    if path.exists():
+        _check_same(json.loads(path.read_text(encoding="utf-8")), settings, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+    write_json(workdir / "environment.json", environment())
+
+
+def _check_same(before: dict, now: dict, workdir: Path, prefix: str = "") -> None:
+    for name in sorted(before.keys() | now.keys()):
+        field = prefix + name
+        old, new = before.get(name), now.get(name)
+        if field in RESUMABLE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_same(old, new, workdir, field + ".")
+        raise ValueError(
+            f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, or the old value"
+        )
+
+
+def environment() -> dict:
+    """Versions, devices, command line and git revision (with '+changes' where the tree is not clean)."""
+    packages = ("metabin_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "git": _git_revision(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [str(device) for device in jax.devices()],
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _git_revision() -> str | None:
+    """Of the source this package runs from; None outside a git checkout."""
+
+    def git(*command: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(("git", *command), cwd=here, capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class MetricsWriter:
+    """metrics.jsonl, TensorBoard events and a progress line. Use as a context.
+
+    A step's metrics are fetched when the next step is on its way, so that the device never waits for the log. On
+    resuming at `start`, rows beyond it are dropped: they will be written again.
+    """
+
+    def __init__(self, workdir: Path, start: int, total: int, log_every: int):
+        self._path = workdir / "metrics.jsonl"
+        rows = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
+        _write(self._path, "".join(row + "\n" for row in kept))
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._total, self._every = total, log_every
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._images, self._since, self._last = 0, time.monotonic(), start
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._events.close()
+
+    def step(self, step: int, metrics: dict[str, jax.Array], images: int) -> None:
+        """Counts one step of `images` images; every log_every steps, and at the last, its metrics are kept."""
+        self._flush()
+        self._images += images
+        if step % self._every == 0 or step == self._total:
+            self._pending = (step, metrics)
+
+    def _flush(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        elapsed = time.monotonic() - self._since
+        row["images_per_second"] = self._images / elapsed
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self._events.add_scalar(name, value, step)
+        self._progress(step, row, elapsed / (step - self._last))
+        self._pending, self._images, self._since, self._last = None, 0, time.monotonic(), step
+
+    def _progress(self, step: int, row: dict[str, float], seconds_per_step: float) -> None:
+        left = round((self._total - step) * seconds_per_step)
+        loss = sum(value for name, value in row.items() if name.startswith("base/"))
+        eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        line = f"step {step}/{self._total}  base loss {loss:.3f}  {row['images_per_second']:.0f} images/s  ETA {eta}"
+        if sys.stderr.isatty():
+            print(f"\r{line}", end="\n" if step == self._total else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,172 @@
+"""Training and evaluation of a config in a workdir."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from metabin_jax import models
+from metabin_jax.algorithm import Batch, Metrics, TrainState
+from metabin_jax.build import Run, build, build_model, load_domains, resolve
+from metabin_jax.checkpoint import Checkpoints
+from metabin_jax.data.augment import augment
+from metabin_jax.data.pipeline import StepBatches, batches
+from metabin_jax.data.records import Record
+from metabin_jax.evaluation import evaluate_domain
+from metabin_jax.runlog import MetricsWriter, describe_run, write_json
+
+
+def make_step(run: Run) -> Callable[[TrainState, StepBatches], tuple[TrainState, Metrics]]:
+    """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated."""
+    key = jax.random.key(run.config.seed)
+
+    def step_fn(state: TrainState, raw: StepBatches) -> tuple[TrainState, Metrics]:
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        ready: list[Any] = [
+            _prepare(k, batch, run.config.data.pad) for k, batch in zip(keys, raw, strict=True)
+        ]
+        state, metrics = run.learner.train_step(state, *ready)
+        return state, metrics | rho_by_stage(state.rho)
+
+    return jax.jit(step_fn, donate_argnums=0)
+
+
+def _prepare(key: jax.Array, raw: Any, pad: int) -> Batch | None:
+    return None if raw is None else Batch(augment(key, raw.image, pad), raw.pid, raw.domain)
+
+
+def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
+    """Mean of rho over the channels of each stage of the backbone; nothing for a model without rho."""
+    stages: dict[str, list[jax.Array]] = {}
+    for layer, values in rho.get("backbone", {}).items():
+        stage = layer.split("_")[0]
+        stages.setdefault(stage, []).extend(leaf.ravel() for leaf in jax.tree.leaves(values))
+    return {f"rho/{stage}": jnp.concatenate(leaves).mean() for stage, leaves in stages.items()}
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains in `workdir`, going on where a run of the same config stopped, and evaluates on the targets.
+
+    Writes config.json, environment.json, metrics.jsonl, TensorBoard events, checkpoints/ and evaluation.json, which is
+    also returned (see `evaluate`). Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
+    """
+    use_compilation_cache()
+    workdir = Path(workdir).expanduser()
+    config = resolve(config)
+    run = build(config)
+    devices = jax.devices()
+    check_divisible(run, len(devices))
+    targets = config.data.eval_domains and load_domains(config, config.data.eval_domains)
+    describe_run(config, workdir)
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    replicated, sharded = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    total = config.epochs * run.steps_per_epoch
+    step_fn = make_step(run)
+    with Checkpoints(workdir) as checkpoints:
+        state = jax.device_put(run.init(), replicated)
+        start = checkpoints.latest_step() or 0
+        if start:
+            state = checkpoints.restore(state, start)
+        with MetricsWriter(workdir, start, total, config.log_every) as writer:
+            for step, raw in enumerate(read_batches(run, start, total), start=start + 1):
+                state, metrics = step_fn(state, jax.device_put(raw, sharded))
+                writer.step(step, metrics, images=sum(len(batch.pid) for batch in raw if batch))
+                if step % run.steps_per_epoch == 0:
+                    checkpoints.save(state, _source_score(run, state))
+        return _evaluate_selected(config, workdir, checkpoints, targets)
+
+
+def read_batches(run: Run, start: int, stop: int) -> Iterator[StepBatches]:
+    """The batches of steps start to stop - 1."""
+    data, meta = run.data, run.meta.meta if run.meta else None
+    return batches(data.images, data.pid, data.domain, run.base.base, meta, start, stop)
+
+
+def check_divisible(run: Run, num_devices: int) -> None:
+    """Raises ValueError if a batch cannot be cut into equal parts, one per device."""
+    meta = run.meta.meta(0) if run.meta else ()
+    for name, rows in zip(("base", "meta-train", "meta-test"), (run.base.base(0), *meta), strict=False):
+        if len(rows) % num_devices:
+            raise ValueError(
+                f"the {name} batch of {len(rows)} images does not divide over {num_devices} devices: "
+                "change config.batch or use fewer devices"
+            )
+
+
+def _source_score(run: Run, state: TrainState) -> float | None:
+    """mAP on held-out source identities, mean over the sources; None where none are held out."""
+    data = run.data
+    if not data.held_out:
+        return None
+    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
+    model = build_model(run.config, data.num_ids)
+    results = _evaluate(run.config, model, variables, data.images, data.records, data.held_out)
+    return float(np.mean([result["mAP"] for result in results.values()]))
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX is already told where."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/metabin_jax/xla"))
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+    """Evaluates the selected checkpoint of `workdir` on config.data.eval_domains; needs no source images.
+
+    Returns, and writes to evaluation.json, {"step", "source_mAP", "targets": {domain: {"R-1", "R-5", "R-10", "mAP",
+    "mINP" (fractions), "queries" (number with a valid match), "unmatched" (paths of those without)}}}. Raises
+    ValueError when there is no checkpoint or no domain to evaluate on.
+    """
+    use_compilation_cache()
+    workdir = Path(workdir).expanduser()
+    if not config.data.eval_domains:
+        raise ValueError("config.data.eval_domains is empty: name the domains to evaluate on")
+    targets = load_domains(config, config.data.eval_domains)
+    with Checkpoints(workdir) as checkpoints:
+        return _evaluate_selected(config, workdir, checkpoints, targets)
+
+
+def _evaluate_selected(config: ConfigDict, workdir: Path, checkpoints: Checkpoints, targets: Any) -> dict:
+    step = checkpoints.selected_step(best=config.selection == "source_val")
+    results = {"step": step, "source_mAP": checkpoints.score(step), "targets": {}}
+    if targets:
+        variables = checkpoints.restore_variables(step)
+        model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+        images, records = targets
+        domain = np.array([record.domain for record in records])
+        rows_of = {name: np.flatnonzero(domain == name) for name in config.data.eval_domains}
+        results["targets"] = _evaluate(config, model, variables, images, records, rows_of)
+    write_json(workdir / "evaluation.json", results)
+    return results
+
+
+def _evaluate(
+    config: ConfigDict,
+    model: models.ReID,
+    variables: dict,
+    images: np.ndarray,
+    records: list[Record],
+    rows_of: dict[str, np.ndarray],
+) -> dict[str, dict]:
+    settings = config.eval
+    results: dict[str, dict] = {}
+    for domain, rows in rows_of.items():
+        result = evaluate_domain(
+            model, variables, images, records, rows,
+            policy=settings.policy, metric=settings.metric, batch_size=settings.batch_size,
+        )  # fmt: skip
+        metrics = result.metrics
+        results[domain] = {
+            **{f"R-{k}": value for k, value in metrics.cmc.items()},
+            "mAP": metrics.mAP,
+            "mINP": metrics.mINP,
+            "queries": metrics.num_valid,
+            "unmatched": list(result.unmatched),
+        }
+    return results

@@ -1,0 +1,172 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metabin_jax.data import cache
+from metabin_jax.data.cache import load_images
+from metabin_jax.data.records import Record
+
+SIZE = (12, 6)
+
+
+def record(path) -> Record:
+    return Record(str(path), 0, 0, "a", "all")
+
+
+def pattern(mode: str, height=24, width=10) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.frombytes(mode, (width, height), pixels.tobytes())
+
+
+def cubic(t: np.ndarray) -> np.ndarray:
+    """Keys' bicubic kernel with a = -0.5."""
+    t = np.abs(t)
+    near = 1.5 * t**3 - 2.5 * t**2 + 1
+    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    return np.where(t < 1, near, np.where(t < 2, far, 0))
+
+
+def resize_axis(image: np.ndarray, size: int) -> np.ndarray:
+    """Bicubic resampling along axis 0, the kernel widened when shrinking (antialiasing)."""
+    scale = image.shape[0] / size
+    centre = (np.arange(size) + 0.5) * scale
+    weight = cubic((np.arange(image.shape[0]) + 0.5 - centre[:, None]) / max(scale, 1))
+    weight /= weight.sum(1, keepdims=True)
+    return np.tensordot(weight, image, 1)
+
+
+def test_bicubic_resize_of_rgb(tmp_path):
+    image = pattern("RGB")
+    image.save(tmp_path / "1.png")
+    pixels = np.asarray(image).astype(float)
+    expected = resize_axis(resize_axis(pixels, 12).swapaxes(0, 1), 6).swapaxes(0, 1).clip(0, 255)
+    result = load_images([record(tmp_path / "1.png")], SIZE, tmp_path / "cache")
+    assert result.shape == (1, 12, 6, 3)
+    assert result.dtype == np.uint8
+    assert not result.flags.writeable
+    assert np.abs(result[0].astype(float) - expected).max() < 2  # PIL rounds after each axis
+    swapped = expected[..., ::-1]  # BGR must fail
+    assert np.abs(result[0].astype(float) - swapped).max() > 20
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    image = pattern("RGB").convert(mode)
+    path = tmp_path / ("1.tiff" if mode == "CMYK" else "1.png")
+    image.save(path)
+    expected = np.asarray(image.convert("RGB"))
+    assert (load_images([record(path)], (24, 10), tmp_path / "cache")[0] == expected).all()
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    image = pattern("RGB", 10, 24)
+    image.save(tmp_path / "1.png", exif=exif)
+    expected = np.rot90(np.asarray(image), -1)
+    assert (load_images([record(tmp_path / "1.png")], (24, 10), tmp_path / "cache")[0] == expected).all()
+
+
+def test_rows_follow_records_and_non_ascii_paths_work(tmp_path):
+    folder = tmp_path / "Straße_猫"
+    folder.mkdir()
+    records = []
+    for value in (9, 3, 200):
+        Image.new("RGB", (6, 12), (value, 0, 0)).save(folder / f"{value}é.png")
+        records.append(record(folder / f"{value}é.png"))
+    images = load_images(records, SIZE, tmp_path / "cache")
+    assert images[:, 0, 0, 0].tolist() == [9, 3, 200]
+
+
+def test_decodes_once_and_again_when_anything_changes(tmp_path, monkeypatch):
+    path, other, cache_dir = tmp_path / "1.png", tmp_path / "2.png", tmp_path / "cache"
+    pattern("RGB").save(path)
+    pattern("RGB").save(other)
+    decoded = []
+    original = cache._decode
+    monkeypatch.setattr(cache, "_decode", lambda *a: decoded.append(a) or original(*a))
+
+    def decodings(records, size=SIZE):
+        decoded.clear()
+        load_images(records, size, cache_dir)
+        return len(decoded)
+
+    both = [record(path), record(other)]
+    assert decodings(both) == 2
+    assert decodings(both) == 0
+    assert decodings(both[::-1]) == 2
+    assert decodings(both, (6, 12)) == 2
+    os.utime(path, ns=(1, 1))
+    assert decodings(both) == 2
+    stat = path.stat()
+    path.write_bytes(path.read_bytes() + b"\0")  # the same modification time, another size
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert decodings(both) == 2
+    assert decodings(both) == 0
+
+
+def test_relative_and_absolute_paths_share_a_cache(tmp_path, monkeypatch):
+    pattern("RGB").save(tmp_path / "1.png")
+    monkeypatch.chdir(tmp_path)
+    load_images([record("1.png")], SIZE, tmp_path / "cache")
+    load_images([record(tmp_path / "1.png")], SIZE, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def broken_file(path, kind: str) -> None:
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not an image")
+    else:
+        pattern("RGB", 64, 64).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated"])
+def test_a_broken_image_is_named_and_leaves_no_cache(tmp_path, kind, suffix):
+    good, bad = tmp_path / "good.png", tmp_path / f"bad{suffix}"
+    pattern("RGB").save(good)
+    broken_file(bad, kind)
+    with pytest.raises(ValueError, match=rf"1 of 2 images are broken; repair or remove: \S*bad\{suffix}\.$"):
+        load_images([record(good), record(bad)], SIZE, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_many_broken_images_name_five(tmp_path):
+    for i in range(7):
+        broken_file(tmp_path / f"{i}.jpg", "empty")
+    with pytest.raises(ValueError, match=r"7 of 7 images are broken") as error:
+        load_images([record(tmp_path / f"{i}.jpg") for i in range(7)], SIZE, tmp_path / "cache")
+    assert [f"{i}.jpg" in str(error.value) for i in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_interruption_leaves_no_cache(tmp_path, monkeypatch):
+    pattern("RGB").save(tmp_path / "1.png")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_images([record(tmp_path / "1.png")], SIZE, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_missing_image_and_no_records(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Image \S*none\.jpg does not exist"):
+        load_images([record(tmp_path / "none.jpg")], SIZE, tmp_path / "cache")
+    with pytest.raises(ValueError, match="no record"):
+        load_images([], SIZE, tmp_path / "cache")
+
+
+def test_progress_is_shown_for_many_images(tmp_path, capsys):
+    pattern("RGB").save(tmp_path / "1.png")
+    load_images([record(tmp_path / "1.png")] * 1001, SIZE, tmp_path / "cache")
+    assert "decoding images: 1001 of 1001\n" in capsys.readouterr().err
+    load_images([record(tmp_path / "1.png")] * 1000, SIZE, tmp_path / "cache")
+    assert capsys.readouterr().err == ""

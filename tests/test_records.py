@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import pytest
+
+from metabin_jax.data.records import Record, read_csv, read_folder
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_flat_domains_are_sorted_and_of_split_all(tmp_path):
+    touch(tmp_path, "b/0002_c1_1.jpg", "a/0003_c2_1.jpg", "a/0001_c1_2.jpg", "a/0001_c1_1.jpg")
+    assert read_folder(tmp_path) == [
+        Record(str(tmp_path / "a/0001_c1_1.jpg"), 1, 1, "a", "all"),
+        Record(str(tmp_path / "a/0001_c1_2.jpg"), 1, 1, "a", "all"),
+        Record(str(tmp_path / "a/0003_c2_1.jpg"), 3, 2, "a", "all"),
+        Record(str(tmp_path / "b/0002_c1_1.jpg"), 2, 1, "b", "all"),
+    ]
+
+
+def test_market_folders_give_the_splits(tmp_path):
+    touch(tmp_path, "m/bounding_box_train/0002_c1s1_1.jpg", "m/query/0001_c2s1_1.jpg", "m/gt_bbox/x.jpg")
+    touch(tmp_path, "m/bounding_box_test/0000_c3s1_1.jpg", "m/readme.txt", "m/query/Thumbs.db")
+    records = read_folder(tmp_path)
+    assert [(r.pid, r.camid, r.split) for r in records] == [
+        (2, 1, "train"),
+        (1, 2, "query"),
+        (0, 3, "gallery"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("0001_c12_1.jpg", (1, 12)),
+        ("99999_c1s1_000451_03.jpg", (99999, 1)),
+        ("0001_c3.JPG", (1, 3)),
+        ("0001_c3.jpeg", (1, 3)),
+        ("0001_c3.Png", (1, 3)),
+        ("0001_c3.bmp", (1, 3)),
+        ("0001_c3.webp", (1, 3)),
+        ("0001_c3_Straße_猫.jpg", (1, 3)),
+        ("0000_c3_1.jpg", (0, 3)),
+    ],
+)
+def test_names(tmp_path, name, expected):
+    touch(tmp_path, f"a/{name}")
+    assert [(r.pid, r.camid) for r in read_folder(tmp_path)] == [expected]
+
+
+def test_junk_hidden_files_and_other_files_are_left_out(tmp_path):
+    touch(
+        tmp_path, "a/-1_c1_1.jpg", "a/.0001_c1_1.jpg", "a/._0001_c1_1.jpg", "a/notes.txt", "a/0002_c1_1.jpg"
+    )
+    touch(tmp_path, ".git/0001_c1_1.jpg", "LICENSE")
+    assert [r.pid for r in read_folder(tmp_path)] == [2]
+
+
+def test_domains_choose_and_order(tmp_path):
+    touch(tmp_path, "a/1_c1.jpg", "ü/1_c1.jpg", "c/1_c1.jpg")
+    assert [r.domain for r in read_folder(tmp_path, ("ü", "a"))] == ["ü", "a"]
+
+
+@pytest.mark.parametrize(
+    ("files", "domains", "error", "sentence"),
+    [
+        (["a/1_c1.jpg"], ["b"], FileNotFoundError, r"Domain 'b' is not in .*, which holds: a\."),
+        (["a/1_c1.jpg"], ["a", "a"], ValueError, "names one twice"),
+        (["a/1_c1.jpg", "b/notes.txt"], [], ValueError, r"folder \S*b holds no image"),
+        (["a/-1_c1.jpg"], [], ValueError, r"folder \S*a holds no image"),
+        (["1_c1.jpg"], [], ValueError, "point to its parent folder"),
+        (["bounding_box_train/1_c1.jpg"], [], ValueError, "point to its parent folder"),
+        (["notes.txt"], [], ValueError, "holds no domain"),
+        (["a/picture.jpg"], [], ValueError, r"a/picture\.jpg: .*<pid>_c<camera>.*CSV manifest"),
+        (["a/-2_c1.jpg"], [], ValueError, r"a/-2_c1\.jpg: .*<pid>_c<camera>"),
+        (["a/x_1_c1.jpg"], [], ValueError, r"a/x_1_c1\.jpg: .*<pid>_c<camera>"),
+    ],
+)
+def test_folder_errors(tmp_path, files, domains, error, sentence):
+    touch(tmp_path, *files)
+    with pytest.raises(error, match=sentence):
+        read_folder(tmp_path, domains)
+
+
+def test_missing_root(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        read_folder(tmp_path / "nowhere")
+
+
+def manifest(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "manifest.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_csv_maps_pids_per_domain_in_sorted_order(tmp_path):
+    touch(tmp_path, "x/1.jpg", "x/2.jpg", "x/3.jpg", "x/4.jpg")
+    path = manifest(
+        tmp_path,
+        "path,pid,camid,domain\n"
+        f"x/1.jpg,zoë,12,shop\n{tmp_path}/x/2.jpg,anna,0,shop\nx/3.jpg,zoë,1,lab\nx/4.jpg,-1,1,lab\n",
+    )
+    assert read_csv(path) == [
+        Record(str(tmp_path / "x/1.jpg"), 1, 12, "shop", "all"),
+        Record(str(tmp_path / "x/2.jpg"), 0, 0, "shop", "all"),
+        Record(str(tmp_path / "x/3.jpg"), 0, 1, "lab", "all"),
+    ]
+
+
+def test_csv_from_a_spreadsheet(tmp_path):
+    """A byte order mark, CRLF, columns in another order, blank lines and spaces around the cells."""
+    touch(tmp_path, "1.jpg")
+    path = manifest(tmp_path, "split,pid,path,domain,camid\r\n\r\nquery, 7 ,1.jpg,a,3\r\n", "utf-8-sig")
+    assert read_csv(path) == [Record(str(tmp_path / "1.jpg"), 0, 3, "a", "query")]
+
+
+HEADER = "path,pid,camid,domain,split\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "header must be path,pid,camid,domain"),
+        ("path;pid;camid;domain\n", r"not 'path;pid;camid;domain'\."),
+        ("path,pid,camid,domain,splt\n", "header must be"),
+        ("path,pid,camid,domain,pid\n", "header must be"),
+        (HEADER, "lists no image"),
+        (HEADER + "1.jpg,-1,1,a,all\n", "lists no image"),
+        (HEADER + "1.jpg,1,1,a,all\n1.jpg,1,x,a,all\n", r"line 3, column camid: 'x' is not a whole number\."),
+        (HEADER + "1.jpg,1,-1,a,all\n", "line 2, column camid: '-1' is not"),
+        (HEADER + "1.jpg,,1,a,all\n", "line 2, column pid: the cell is empty"),
+        (HEADER + "1.jpg,1,1,,all\n", "line 2, column domain: the cell is empty"),
+        (HEADER + "1.jpg,1,1,a,test\n", "line 2, column split: 'test' is none of train, query, gallery, all"),
+        (HEADER + "2.jpg,1,1,a,all\n", r"line 2, column path: there is no file .*2\.jpg"),
+        (HEADER + "1.jpg,1,1,a\n", "line 2: the number of cells"),
+        (HEADER + "1.jpg,1,1,a,all,9\n", "line 2: the number of cells"),
+    ],
+)
+def test_csv_errors(tmp_path, text, sentence):
+    touch(tmp_path, "1.jpg")
+    with pytest.raises(ValueError, match=sentence):
+        read_csv(manifest(tmp_path, text))
+
+
+def test_csv_in_another_encoding(tmp_path):
+    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+        read_csv(manifest(tmp_path, "path,pid,camid,domain\nä.jpg,1,1,a\n", "latin-1"))
+
+
+def test_missing_csv(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
+        read_csv(tmp_path / "none.csv")
