@@ -29,9 +29,7 @@ def run(data: str, path: str, target: str, method: str, seed: int, workdir: Path
     config.method = method
     config.seed = seed
     scores = train(config, workdir / f"{target}-{method}-{seed}")["targets"][target]
-    return {"target": target, "method": method, "seed": seed} | {
-        k: scores[k] for k in ("R-1", "mAP", "queries")
-    }
+    return {"target": target, "method": method, "seed": seed} | {k: scores[k] for k in ("R-1", "mAP", "queries")}
 
 
 def study(
@@ -90,9 +88,7 @@ def _cell(rows: Sequence[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=("synthetic", "folder"))
     parser.add_argument("--path", default="", help="the folder of domains, for `folder`")
     parser.add_argument("--workdir", type=Path, required=True)

@@ -34,9 +34,7 @@ BASE_LOSSES: BaseLosses = (
     ("triplet", lambda feature_ND, logits_NM, pid_N: losses.triplet(feature_ND, pid_N)),
 )
 # Eq. 10 and Eq. 8; functions of (feature_ND, pid_N, domain_N).
-META_TEST_LOSSES: MetaLosses = (
-    ("triplet", lambda feature_ND, pid_N, domain_N: losses.triplet(feature_ND, pid_N)),
-)
+META_TEST_LOSSES: MetaLosses = (("triplet", lambda feature_ND, pid_N, domain_N: losses.triplet(feature_ND, pid_N)),)
 META_TRAIN_LOSSES: MetaLosses = (
     ("scatter", lambda feature_ND, pid_N, domain_N: losses.scatter(feature_ND, domain_N)),
     ("shuffle", losses.shuffle),
@@ -123,9 +121,7 @@ class MetaBIN:
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         return state, _prefix("base", terms)
 
-    def meta_loss(
-        self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses
-    ) -> tuple[Array, Metrics]:
+    def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses) -> tuple[Array, Metrics]:
         """Sum of `terms` on `batch` at `rho`, and each of them; the new running statistics are dropped."""
         feature_ND, _, _ = self.forward(state.replace(rho=rho), batch.image)
         values = {name: loss(feature_ND, batch.pid, batch.domain) for name, loss in terms}
@@ -137,9 +133,7 @@ class MetaBIN:
         The first-order meta-gradient treats grad L_mtr as a constant, which is this one stop_gradient.
         """
         rho = jax.lax.stop_gradient(state.rho) if self.first_order else state.rho
-        grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(
-            state, rho, xs, self.meta_train_losses
-        )
+        grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(state, rho, xs, self.meta_train_losses)
         beta = self.beta(state.step) if callable(self.beta) else self.beta
         pushed = jax.tree.map(lambda r, g: r - beta * g, state.rho, grads)
         rho_inner = jax.tree.map(clip_straight_through, pushed)

@@ -72,9 +72,7 @@ def build(config: ConfigDict) -> Run:
     return Run(config, data, base, meta, learner, steps_per_epoch)
 
 
-def build_samplers(
-    config: ConfigDict, data: TrainingSet
-) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
+def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
     """The base and, for MetaBIN, the meta sampler."""
     labels = (data.pid, data.domain)
     batch = config.batch
@@ -136,7 +134,7 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int) -> Met
         "model": model,
         "optimizer": sgd(alpha, config.optimizer),
         "beta": schedules.triangular(meta.beta_low, meta.beta_high, period // 2, period - period // 2),
-        "gamma": lambda step: jnp.where(step >= meta.start, jnp.float32(meta.gamma), jnp.float32(0)),
+        "gamma": lambda step: jnp.where(step >= meta.start, meta.gamma, 0.0),
         "first_order": meta.first_order,
         "base_losses": (("cross_entropy", cross_entropy), ("triplet", base_triplet)),
         "meta_train_losses": (("scatter", scatter), ("shuffle", losses.shuffle), ("triplet", triplet)),

@@ -107,9 +107,7 @@ def _lists_to_tuples(value):
 
 def _print_results(results: dict, workdir: str) -> None:
     for domain, scores in results["targets"].items():
-        percent = "  ".join(
-            f"{name} {100 * scores[name]:.1f} %" for name in ("R-1", "R-5", "R-10", "mAP", "mINP")
-        )
+        percent = "  ".join(f"{name} {100 * scores[name]:.1f} %" for name in ("R-1", "R-5", "R-10", "mAP", "mINP"))
         print(f"{domain}: {percent}  ({scores['queries']} queries)")
         if scores["unmatched"]:
             named = ", ".join(scores["unmatched"][:3])

@@ -28,14 +28,10 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config = ConfigDict()
     config.preset = preset
     config.seed = 0
-    config.method = (
-        "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
-    )
+    config.method = "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
 
     config.data = ConfigDict()
-    config.data.source = (
-        "folder"  # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest)
-    )
+    config.data.source = "folder"  # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest)
     config.data.path = ""  # of the folder or the CSV file
     config.data.train_domains = ()  # the sources; () = all that are not evaluated on
     config.data.eval_domains = ()  # the unseen targets; () = none
@@ -52,9 +48,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.batch = ConfigDict()
     # domains: 16 images of every source (Sec. 4.1). identities: of all not yet used this epoch (released code).
     config.batch.sampling = "identities" if official else "domains"
-    config.batch.ids_per_domain = (
-        4  # 16 images per domain (Sec. 4.1) as 4 x 4 (released code); meta batches too
-    )
+    config.batch.ids_per_domain = 4  # 16 images per domain (Sec. 4.1) as 4 x 4 (released code); meta batches too
     config.batch.images_per_id = 4
     config.batch.ids_per_batch = 20  # for sampling 'identities'; 20 x 4 = 80 images
     config.batch.meta_train_domains = 3  # of 5 (Sec. 4.3, Fig. 2); the others are meta-test
@@ -75,9 +69,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.loss.scatter_normalize_first = official  # centroid of L2-normalised features (released code)
 
     config.meta = ConfigDict()
-    config.meta.beta_low = (
-        1e-4 if official else 1e-3
-    )  # Sec. 4.1; the released code multiplies the cycle by 0.1
+    config.meta.beta_low = 1e-4 if official else 1e-3  # Sec. 4.1; the released code multiplies the cycle by 0.1
     config.meta.beta_high = 1e-2 if official else 1e-1
     config.meta.beta_epochs = 5  # one cycle; released code
     config.meta.gamma = 0.1  # Sec. 4.1
@@ -120,13 +112,9 @@ def check(config: ConfigDict) -> None:
         _at_least(config, field, 0)
     for field in ("data.height", "data.width"):
         if _get(config, field) < 32:
-            raise ValueError(
-                f"config.{field} is {_get(config, field)}, but the backbone needs 32 pixels or more"
-            )
+            raise ValueError(f"config.{field} is {_get(config, field)}, but the backbone needs 32 pixels or more")
     if config.data.source != "synthetic" and not config.data.path:
-        raise ValueError(
-            f"config.data.path is empty: say where the {config.data.source} is, --config.data.path=..."
-        )
+        raise ValueError(f"config.data.path is empty: say where the {config.data.source} is, --config.data.path=...")
     if config.batch.images_per_id < 2 or config.batch.ids_per_domain < 2:
         raise ValueError(
             "config.batch.images_per_id and ids_per_domain must be 2 or more: the triplet loss needs a positive "
@@ -134,9 +122,7 @@ def check(config: ConfigDict) -> None:
         )
     both = sorted(set(config.data.train_domains) & set(config.data.eval_domains))
     if both:
-        raise ValueError(
-            f"domain {both[0]!r} is in both data.train_domains and data.eval_domains: choose one"
-        )
+        raise ValueError(f"domain {both[0]!r} is in both data.train_domains and data.eval_domains: choose one")
 
 
 def _get(config: ConfigDict, field: str) -> Any:

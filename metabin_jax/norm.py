@@ -21,8 +21,8 @@ Array = jax.Array
 def instance_moments(x_NHWC: Array) -> tuple[Array, Array]:
     """Mean and biased variance [N, C] over H and W.
 
-    Squares are taken about the mean (E[x^2] - E[x]^2 cancels in float32). The last term of the variance is 0 and carries
-    the mean's part of its derivatives, to any order, at the price of [N, C] values instead of another pass over x.
+    Squares are taken about the mean (E[x^2] - E[x]^2 cancels in float32). The last term of the variance is 0 and
+    carries the mean's part of its derivatives, to any order, for [N, C] values instead of another pass over x.
     """
     x_NHWC = x_NHWC.astype(jnp.promote_types(x_NHWC.dtype, jnp.float32))
     mean_NC = x_NHWC.mean((1, 2))
@@ -61,9 +61,7 @@ class _Norm(nn.Module):
             return self.standardiser(running_mean.value, running_var.value)
         count = x_NHWC.size // channels
         if count < 2:
-            raise ValueError(
-                f"batch statistics need 2 values per channel or more, got x of shape {x_NHWC.shape}"
-            )
+            raise ValueError(f"batch statistics need 2 values per channel or more, got x of shape {x_NHWC.shape}")
         mean_C, var_C = batch
         if not self.is_initializing():
             keep = 1 - self.momentum
@@ -84,9 +82,7 @@ class _Norm(nn.Module):
         in_NC, in_shift_NC = self.standardiser(*moments)
         # One broadcast of each [C] vector: its gradient is then one sum over N.
         instance_NC = jnp.broadcast_to(instance_C[None], in_NC.shape)
-        return self.affine(
-            x_NHWC, batch_C[None] + instance_NC * in_NC, shift_C[None] + instance_NC * in_shift_NC
-        )
+        return self.affine(x_NHWC, batch_C[None] + instance_NC * in_NC, shift_C[None] + instance_NC * in_shift_NC)
 
 
 class BatchInstanceNorm(_Norm):

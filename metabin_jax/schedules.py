@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -15,7 +17,7 @@ def triangular(low: float, high: float, up: int, down: int) -> optax.Schedule:
     one_cycle = optax.join_schedules(
         [optax.linear_schedule(low, high, up), optax.linear_schedule(high, low, down)], [up]
     )
-    return lambda step: one_cycle(step % (up + down))
+    return lambda step: one_cycle(_widest(step % (up + down)))
 
 
 def warmup_step(
@@ -27,6 +29,11 @@ def warmup_step(
     """
     decay = optax.piecewise_constant_schedule(base, dict.fromkeys(boundaries, factor))
     if warmup == 0:
-        return decay
+        return lambda step: decay(_widest(step))
     rise = optax.linear_schedule(start, 1.0, warmup)
-    return lambda step: rise(step) * decay(step)
+    return lambda step: rise(_widest(step)) * decay(_widest(step))
+
+
+def _widest(step: jax.typing.ArrayLike) -> jax.Array:
+    """The step as a float of JAX's full width: optax computes in float32 from an integer, even in float64 mode."""
+    return jnp.asarray(step, float)

@@ -1,7 +1,7 @@
 """Training and evaluation of a config in a workdir."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ def make_step(run: Run) -> Callable[[TrainState, StepBatches], tuple[TrainState,
 
     def step_fn(state: TrainState, raw: StepBatches) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        ready: list[Any] = [
-            _prepare(k, batch, run.config.data.pad) for k, batch in zip(keys, raw, strict=True)
-        ]
+        ready: list[Any] = [_prepare(k, batch, run.config.data.pad) for k, batch in zip(keys, raw, strict=True)]
         state, metrics = run.learner.train_step(state, *ready)
         return state, metrics | rho_by_stage(state.rho)
 

@@ -44,9 +44,7 @@ def test_without_marks_every_image_is_both(split):
 
 @pytest.mark.parametrize("split", ["all", "gallery"])
 def test_a_distractor_is_in_the_gallery_but_never_a_query(split):
-    result = query_gallery(
-        domain((1, 1, "query" if split == "gallery" else "all"), (0, 2, split), (1, 2, split))
-    )
+    result = query_gallery(domain((1, 1, "query" if split == "gallery" else "all"), (0, 2, split), (1, 2, split)))
     assert 0 not in result.query_pid
     assert 0 in result.gallery_pid
 

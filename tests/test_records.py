@@ -52,9 +52,7 @@ def test_names(tmp_path, name, expected):
 
 
 def test_junk_hidden_files_and_other_files_are_left_out(tmp_path):
-    touch(
-        tmp_path, "a/-1_c1_1.jpg", "a/.0001_c1_1.jpg", "a/._0001_c1_1.jpg", "a/notes.txt", "a/0002_c1_1.jpg"
-    )
+    touch(tmp_path, "a/-1_c1_1.jpg", "a/.0001_c1_1.jpg", "a/._0001_c1_1.jpg", "a/notes.txt", "a/0002_c1_1.jpg")
     touch(tmp_path, ".git/0001_c1_1.jpg", "LICENSE")
     assert [r.pid for r in read_folder(tmp_path)] == [2]
 

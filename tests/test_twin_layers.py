@@ -21,14 +21,10 @@ VALUES_PER_CHANNEL = 6 * 5 * 4
 
 def random_variables(layer, x_NHWC, rng):
     """Far from their start; rho inside the box and on both edges."""
-    shapes = jax.eval_shape(
-        lambda: layer.init(jax.random.key(0), jnp.zeros(x_NHWC.shape, jnp.float32), train=False)
-    )
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros(x_NHWC.shape, jnp.float32), train=False))
     variables = jax.tree.map(lambda leaf: rng.normal(1, 0.5, leaf.shape), shapes)
     if "batch_stats" in variables:
-        variables["batch_stats"] = jax.tree.map(
-            lambda leaf: rng.uniform(0.5, 2, leaf.shape), variables["batch_stats"]
-        )
+        variables["batch_stats"] = jax.tree.map(lambda leaf: rng.uniform(0.5, 2, leaf.shape), variables["batch_stats"])
     if "rho" in variables:
         variables["rho"]["rho"] = np.clip(rng.uniform(-0.3, 1.3, CHANNELS), 0, 1)
     return variables

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from metabin_jax import losses, schedules
+from metabin_jax import build, losses, schedules
 
 torch = pytest.importorskip("torch")
 
@@ -148,30 +149,18 @@ def test_schedule_equals_twin(ours, theirs):
 
 
 def our_sgd(gradients, params, bias_factor):
-    tx = sgd(schedules.warmup_step(**ALPHA), bias_factor)
-    state, update = tx.init(params), jax.jit(tx.update)
+    settings = ConfigDict({"momentum": 0.9, "weight_decay": 5e-4, "bias_lr_factor": bias_factor})
+    optimizer = build.sgd(schedules.warmup_step(**ALPHA), settings)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in gradients:
         updates, state = update(jax.tree.map(jnp.asarray, gradient), state, params)
         params = optax.apply_updates(params, updates)
     return params
 
 
-def sgd(alpha, bias_factor):
-    """torch's SGD with momentum 0.9 and weight decay 5e-4; biases move `bias_factor` times as far."""
-
-    def scale_biases(updates, params):
-        return {name: u * (bias_factor if name.endswith("bias") else 1.0) for name, u in updates.items()}
-
-    return optax.chain(
-        optax.add_decayed_weights(5e-4), optax.sgd(alpha, momentum=0.9), optax.stateless(scale_biases)
-    )
-
-
 def their_sgd(gradients, params, bias_factor, **settings):
     params = {name: torch.nn.Parameter(torch.from_numpy(p.copy())) for name, p in params.items()}
-    groups = [
-        {"params": [p], "factor": bias_factor if name.endswith("bias") else 1.0} for name, p in params.items()
-    ]
+    groups = [{"params": [p], "factor": bias_factor if name.endswith("bias") else 1.0} for name, p in params.items()]
     optimizer = torch.optim.SGD(groups, **{"momentum": 0.9, "weight_decay": 5e-4} | settings)
     alpha = twin.warmup_step(**ALPHA)
     for step, gradient in enumerate(gradients):

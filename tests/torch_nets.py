@@ -83,9 +83,7 @@ def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: in
 
 
 class InvertedResidual(nn.Module):
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, hidden: int, norm: Callable, act: type, expand: bool
-    ):
+    def __init__(self, inputs: int, outputs: int, stride: int, hidden: int, norm: Callable, act: type, expand: bool):
         super().__init__()
         if expand:
             self.expand, self.expand_norm = conv(inputs, hidden), norm(hidden)
@@ -138,9 +136,7 @@ def mobilenetv2(
             outputs, hidden = size(channels * width), inputs * expansion
             layer = partial(norm, depth=place / places)
             step = stride if block == 0 else 1
-            residual = InvertedResidual(
-                inputs, outputs, step, hidden, layer, act, expansion > 1 or not standard
-            )
+            residual = InvertedResidual(inputs, outputs, step, hidden, layer, act, expansion > 1 or not standard)
             net.add_module(f"stage{place}_block{block}", residual)
             inputs = outputs
     outputs = size(head * (max(1.0, width) if standard else width))
@@ -175,9 +171,7 @@ def resnet50(norm: Norm) -> nn.Sequential:
     net.add_module("stem_norm", norm(64, 1 / 5))
     net.add_module("stem_act", nn.ReLU())
     net.add_module("pool", nn.MaxPool2d(3, 2, 1))
-    for place, (width, blocks, stride) in enumerate(
-        ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 1)), start=2
-    ):
+    for place, (width, blocks, stride) in enumerate(((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 1)), start=2):
         for block in range(blocks):
             layer = partial(norm, depth=place / 5)
             bottleneck = Bottleneck(inputs, width, stride if block == 0 else 1, layer)
@@ -243,9 +237,7 @@ def from_flax(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
         names = [".".join([*owner, *middle, FLAX_LEAVES[path[-1]]]) for middle in ((), ("bn",))]
         name = names[0] if names[0] in known else names[1]
         if known[name].shape != value.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(known[name].shape)} in the twin, {value.shape} in Flax"
-            )
+            raise ValueError(f"{name} has shape {tuple(known[name].shape)} in the twin, {value.shape} in Flax")
         named[name] = torch.from_numpy(np.ascontiguousarray(value))
     return named
 

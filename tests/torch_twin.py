@@ -82,11 +82,7 @@ class Batch(NamedTuple):
 
 
 def meta_train_loss(feature: Tensor, batch: Batch) -> Tensor:  # Eq. 8
-    return (
-        scatter(feature, batch.domain)
-        + shuffle(feature, batch.pid, batch.domain)
-        + triplet(feature, batch.pid)
-    )
+    return scatter(feature, batch.domain) + shuffle(feature, batch.pid, batch.domain) + triplet(feature, batch.pid)
 
 
 def meta_test_loss(feature: Tensor, batch: Batch) -> Tensor:  # Eq. 10
@@ -154,9 +150,7 @@ class Trainer:
         inner_loss = meta_train_loss(self._feature(self.rho, meta_train.image), meta_train)
         inner = torch.autograd.grad(inner_loss, list(self.rho.values()), create_graph=not self.first_order)
         beta = self.beta(self.step)
-        adapted = {
-            name: self.clip(rho - beta * g) for (name, rho), g in zip(self.rho.items(), inner, strict=True)
-        }
+        adapted = {name: self.clip(rho - beta * g) for (name, rho), g in zip(self.rho.items(), inner, strict=True)}
         outer_loss = meta_test_loss(self._feature(adapted, meta_test.image), meta_test)
         return dict(zip(self.rho, torch.autograd.grad(outer_loss, list(self.rho.values())), strict=True))
 

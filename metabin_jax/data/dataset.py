@@ -73,9 +73,7 @@ def training_set(
     for number, source in enumerate(sources):
         domain[name == source] = number
         if not (trains & (name == source)).any():
-            raise ValueError(
-                f"domain {source!r} has no image of split train or all: leave it out of the training"
-            )
+            raise ValueError(f"domain {source!r} has no image of split train or all: leave it out of the training")
 
     held_out = np.zeros(len(records), bool)
     if val_fraction:

@@ -19,9 +19,7 @@ PATTERNS = {
     "plain": (),
     "hoops": tuple((k / 4 + 0.1, k / 4 + 0.22, -1, 1) for k in range(4)),
     "stripes": tuple((0, 1, k / 2 - 0.85, k / 2 - 0.6) for k in range(4)),
-    "check": tuple(
-        (k / 6, (k + 1) / 6, c + k % 2 / 2, c + k % 2 / 2 + 0.5) for k in range(6) for c in (-1, 0)
-    ),
+    "check": tuple((k / 6, (k + 1) / 6, c + k % 2 / 2, c + k % 2 / 2 + 0.5) for k in range(6) for c in (-1, 0)),
     "block": ((0.45, 1, -1, 1),),
     "open": ((0, 1, -0.3, 0.3),),
 }
@@ -145,9 +143,7 @@ class _Painter:
     def disc(self, colour: Colour, x: float, y: float, rx: float, ry: float) -> None:
         self.draw.ellipse((*self.at(x - rx, y - ry), *self.at(x + rx, y + ry)), fill=colour)
 
-    def limb(
-        self, colour: Colour, start: tuple[float, float], end: tuple[float, float], r0: float, r1: float
-    ) -> None:
+    def limb(self, colour: Colour, start: tuple[float, float], end: tuple[float, float], r0: float, r1: float) -> None:
         self.quad(colour, start[1], end[1], start[0] - r0, start[0] + r0, end[0] - r1, end[0] + r1)
         self.disc(colour, *start, r0, r0)
         self.disc(colour, *end, r1, r1)

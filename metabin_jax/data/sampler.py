@@ -99,9 +99,7 @@ class MetaSampler:
     def __init__(self, sampler: DomainSampler, num_meta_train: int):
         num_domains = sampler.num_domains
         if num_domains < 2:
-            raise ValueError(
-                "There is one source domain, but meta-learning splits the domains: give two or more."
-            )
+            raise ValueError("There is one source domain, but meta-learning splits the domains: give two or more.")
         if not 1 <= num_meta_train < num_domains:
             raise ValueError(
                 f"num_meta_train is {num_meta_train}, but the {num_domains} domains are split into meta-train"
@@ -135,9 +133,7 @@ class EpochSampler:
       ValueError: there are fewer than ids_per_batch identities.
     """
 
-    def __init__(
-        self, pid: np.ndarray, domain: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int
-    ):
+    def __init__(self, pid: np.ndarray, domain: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int):
         self._identities = Identities(pid, domain)
         self._shape = (ids_per_batch, images_per_id)
         self._seed = seed
@@ -169,9 +165,7 @@ class EpochSampler:
         first, count = self._identities.first, self._identities.count
         shuffled = rng.permutation(len(self._identities.image))
         owner = np.repeat(np.arange(len(count)), count)[shuffled]
-        image = self._identities.image[
-            shuffled[np.argsort(owner, kind="stable")]
-        ]  # shuffled within identities
+        image = self._identities.image[shuffled[np.argsort(owner, kind="stable")]]  # shuffled within identities
 
         groups_left = self._identities.num_groups(images_per_id)
         waiting = np.arange(len(count))  # waiting[:num_waiting] are the identities that still have groups

@@ -35,9 +35,7 @@ class Camera:
     tilt: float  # how far the camera looks down, see pedestrian.paint
     wall: tuple[pedestrian.Colour, ...]
     floor: pedestrian.Colour
-    motif: tuple[
-        str, float, float
-    ]  # what stands before the wall: shape, largest width and height in image heights
+    motif: tuple[str, float, float]  # what stands before the wall: shape, largest width and height in image heights
 
 
 DOMAINS = {

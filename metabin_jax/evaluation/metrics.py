@@ -50,9 +50,7 @@ def distance(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> 
     if metric == "cosine":
         return 1 - _unit_length(query_QD) @ _unit_length(gallery_GD).T
     if metric == "euclidean":
-        squared_QG = (
-            np.square(query_QD).sum(1)[:, None] + np.square(gallery_GD).sum(1) - 2 * query_QD @ gallery_GD.T
-        )
+        squared_QG = np.square(query_QD).sum(1)[:, None] + np.square(gallery_GD).sum(1) - 2 * query_QD @ gallery_GD.T
         return np.sqrt(np.maximum(squared_QG, 0))
     raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
 
@@ -83,9 +81,7 @@ def rank_metrics(
     """
     distance_QG = np.asarray(distance_QG)
     if distance_QG.ndim != 2:
-        raise ValueError(
-            f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}."
-        )
+        raise ValueError(f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}.")
     labels = _Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, *distance_QG.shape)
     return _evaluate(lambda rows: distance_QG[rows], labels, ranks)
 
@@ -119,9 +115,7 @@ def retrieval_metrics(
     for name, feature_ND in (("query", query_QD), ("gallery", gallery_GD)):
         bad = np.flatnonzero(~np.isfinite(feature_ND).all(axis=1))
         if bad.size:
-            raise ValueError(
-                f"the feature of {name} {bad[0]} is not finite ({bad.size} such rows): check the weights."
-            )
+            raise ValueError(f"the feature of {name} {bad[0]} is not finite ({bad.size} such rows): check the weights.")
     labels = _Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, len(query_QD), len(gallery_GD))
     return _evaluate(lambda rows: distance(query_QD[rows], gallery_GD, metric), labels, ranks)
 
@@ -148,17 +142,13 @@ class _Labels:
             for kind in ("pid", "camid"):
                 value = getattr(labels, f"{name}_{kind}")
                 if value.shape != (expected,):
-                    raise ValueError(
-                        f"{name}_{kind} must have the shape [{expected}], not {list(value.shape)}."
-                    )
+                    raise ValueError(f"{name}_{kind} must have the shape [{expected}], not {list(value.shape)}.")
                 if expected and not np.issubdtype(value.dtype, np.integer):
                     raise ValueError(f"{name}_{kind} must hold integers, not {value.dtype}.")
         return labels
 
 
-def _evaluate(
-    distance_of: Callable[[slice], NDArray], labels: _Labels, ranks: Sequence[int]
-) -> RetrievalMetrics:
+def _evaluate(distance_of: Callable[[slice], NDArray], labels: _Labels, ranks: Sequence[int]) -> RetrievalMetrics:
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks must be at least 1, not {list(ranks)}.")
     num_query = len(labels.query_pid)

@@ -50,9 +50,7 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
       ValueError: unknown policy, more than one domain, no query or no gallery.
     """
     if policy not in get_args(CameraPolicy):
-        raise ValueError(
-            f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}."
-        )
+        raise ValueError(f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}.")
     domains = sorted({record.domain for record in records})
     if len(domains) != 1:
         raise ValueError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
@@ -72,9 +70,7 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     for name, row in (("query", query_row), ("gallery", gallery_row)):
         if row.size == 0:
             raise ValueError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
-    return QueryGallery(
-        query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row]
-    )
+    return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
 
 
 def evaluate_domain(
@@ -99,9 +95,7 @@ def evaluate_domain(
       ValueError: as those three; images and records differ in number.
     """
     if len(images) != len(records):
-        raise ValueError(
-            f"there are {len(images)} images for {len(records)} records: build the image cache again."
-        )
+        raise ValueError(f"there are {len(images)} images for {len(records)} records: build the image cache again.")
     rows = np.arange(len(records)) if rows is None else rows
     own = [records[row] for row in rows.tolist()]
     split = query_gallery(own, policy)

@@ -116,23 +116,26 @@ def _depthwise_jvp(stride, primals, tangents):
     if not isinstance(dx_NHWC, SymbolicZero):
         tangent += depthwise_by_shifts(dx_NHWC, kernel_331C, stride)
     if not isinstance(dkernel_331C, SymbolicZero):
-        tangent += _depthwise_by_images(x_NHWC, dkernel_331C, stride)
+        tangent += _depthwise_by_groups(x_NHWC, dkernel_331C, stride)
     return out, tangent
 
 
-def _depthwise_by_images(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
-    """The same convolution, image by image, with one kernel per column of pixels.
+def _depthwise_by_groups(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
+    """The same convolution, a few images at a time, with one kernel per column of pixels.
 
-    Its transpose is what counts: it adds nine [W, C] accumulators up over the images and reduces them once at the end,
+    Its transpose is what counts: it adds nine [W, C] accumulators up over the groups and reduces them once at the end,
     where the transpose of the nine shifts reduces nine whole products over N, H and W. The checkpoint makes it cut the
     shifts anew instead of storing all of them.
     """
+    group = 4 if x_NHWC.shape[0] % 4 == 0 else x_NHWC.shape[0]  # measured: 4 to 8 images are fastest
     width = -(-x_NHWC.shape[2] // stride)
-    taps_91WC = jnp.broadcast_to(kernel_331C.reshape(9, 1, 1, -1), (9, 1, width, x_NHWC.shape[-1]))
+    taps_911WC = jnp.broadcast_to(kernel_331C.reshape(9, 1, 1, 1, -1), (9, 1, 1, width, x_NHWC.shape[-1]))
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def one_image(taps_91WC, x_HWC):
-        shifted = _nine_shifts(x_HWC[None], stride)
-        return sum(image_1HWC[0] * tap_1WC for image_1HWC, tap_1WC in zip(shifted, taps_91WC, strict=True))
+    def one_group(taps_911WC, x_NHWC):
+        shifts = _nine_shifts(x_NHWC, stride)
+        return sum(shifted * tap_11WC for shifted, tap_11WC in zip(shifts, taps_911WC, strict=True))
 
-    return jax.lax.scan(lambda _, x_HWC: (None, one_image(taps_91WC, x_HWC)), None, x_NHWC)[1]
+    groups = x_NHWC.reshape(-1, group, *x_NHWC.shape[1:])
+    out = jax.lax.scan(lambda _, x_NHWC: (None, one_group(taps_911WC, x_NHWC)), None, groups)[1]
+    return out.reshape(-1, *out.shape[2:])

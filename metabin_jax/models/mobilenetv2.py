@@ -66,7 +66,8 @@ class InvertedResidual(nn.Module):
         y_NHWC = self.act(self.norm(self.depth, name="depthwise_norm")(y_NHWC, train))
         y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="project")(y_NHWC)
         y_NHWC = self.norm(self.depth, name="project_norm")(y_NHWC, train)
-        return x_NHWC + y_NHWC if y_NHWC.shape == x_NHWC.shape else y_NHWC
+        keeps_shape = self.stride == 1 and self.features == channels
+        return x_NHWC + y_NHWC if keeps_shape else y_NHWC
 
 
 class MobileNetV2(nn.Module):

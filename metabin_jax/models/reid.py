@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "head": 32,
 }
 SMALL: dict[str, Any] = {
-    "stages": (Stage(1, 16, 1, 1), Stage(4, 24, 2, 2), Stage(4, 40, 2, 2), Stage(4, 64, 1, 1)),
+    "stages": (Stage(1, 24, 1, 2), Stage(3, 48, 1, 1), Stage(3, 96, 1, 2)),
     "stem": 16,
     "head": 256,
 }
@@ -81,7 +81,5 @@ def create(
             f"got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
-        raise ValueError(
-            f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}"
-        )
+        raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
     return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)

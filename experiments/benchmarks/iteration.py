@@ -1,0 +1,130 @@
+"""Time and peak memory of one iteration against the PyTorch twin: ratios from one run.
+
+    python -m experiments.benchmarks.iteration           (needs PyTorch: pip install -e '.[torch]')
+
+The paper's net and batches (80 + 48 + 32 images), float32, two CPU threads. The twin is tests/torch_twin.py in its
+natural form: nn.BatchNorm2d and nn.InstanceNorm2d, default layout. Contestants take turns in processes of their own,
+so that a slow spell of the machine hits all; ratios are of medians. Memory is the peak resident size of the whole
+process; ours starts from a warm compilation cache, since a compiler's memory is not the method's.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+CONTESTANTS = ("torch first order", "ours first order", "ours exact")
+NUM_IDS = 1000
+
+
+def batches(height: int, width: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """X_B, X_S, X_T: image float32 [N, H, W, 3], pid and domain int32 [N]; 4 identities x 4 images of each domain."""
+    rng = np.random.default_rng(0)
+    pid, domain = np.arange(80, dtype=np.int32) // 4, np.arange(80, dtype=np.int32) // 16
+    rows = (slice(0, 80), slice(0, 48), slice(48, 80))
+    images = [rng.normal(size=(len(pid[r]), height, width, 3)).astype(np.float32) for r in rows]
+    return [(image, pid[r], domain[r]) for image, r in zip(images, rows, strict=True)]
+
+
+def torch_iteration(height: int, width: int) -> Callable[[], None]:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    import torch
+    import torch_twin as twin
+
+    torch.set_num_threads(2)
+    trainer = twin.Trainer(twin.build("mobilenetv2_1.4", NUM_IDS, "metabin"), lambda step: 0.01, lambda step: 0.1)
+    parts = [
+        twin.Batch(torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), *map(torch.from_numpy, (pid, domain)))
+        for image, pid, domain in batches(height, width)
+    ]
+    parts = [part._replace(pid=part.pid.long(), domain=part.domain.long()) for part in parts]
+    return lambda: trainer.iteration(*parts)
+
+
+def our_iteration(height: int, width: int, first_order: bool) -> Callable[[], None]:
+    import jax
+    import optax
+
+    from metabin_jax import models
+    from metabin_jax.algorithm import Batch, MetaBIN
+
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
+    metabin = MetaBIN(models.create("mobilenetv2_1.4", NUM_IDS), optimizer, beta=0.1, first_order=first_order)
+    parts = [Batch(*map(jax.device_put, part)) for part in batches(height, width)]
+    state = metabin.init(jax.random.key(0), parts[0].image)
+    step = jax.jit(metabin.train_step, donate_argnums=0)
+
+    def iterate() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(step(state, *parts))
+
+    return iterate
+
+
+def measure(contestant: str, height: int, width: int, iterations: int) -> dict:
+    """Seconds of each iteration after a first one, and the peak resident size in MiB."""
+    if contestant.startswith("torch"):
+        iterate = torch_iteration(height, width)
+    else:
+        iterate = our_iteration(height, width, first_order=contestant.endswith("first order"))
+    seconds = []
+    for _ in range(iterations + 1):
+        start = time.perf_counter()
+        iterate()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds[1:], "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def measure_apart(contestant: str, args: argparse.Namespace, cache: str) -> dict:
+    """`measure` in a process of its own, on two cores."""
+    command = [sys.executable, "-m", "experiments.benchmarks.iteration", "--contestant", contestant]
+    command += [f"--height={args.height}", f"--width={args.width}", f"--iterations={args.iterations}"]
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--iterations", type=int, default=3, help="timed in each turn")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help="measure this one here, and print JSON")
+    args = parser.parse_args()
+    if args.contestant:
+        print(json.dumps(measure(args.contestant, args.height, args.width, args.iterations)))
+        return
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    results: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
+    with tempfile.TemporaryDirectory() as cache:
+        for name in CONTESTANTS[1:]:
+            measure_apart(name, argparse.Namespace(**vars(args) | {"iterations": 0}), cache)
+        for _ in range(args.turns):
+            for name in CONTESTANTS:
+                results[name].append(measure_apart(name, args, cache))
+    seconds = {name: statistics.median(s for turn in turns for s in turn["seconds"]) for name, turns in results.items()}
+    memory = {name: max(turn["MiB"] for turn in turns) for name, turns in results.items()}
+    reference = CONTESTANTS[0]
+    print(f"{'':20}{'s/iteration':>12}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
+    for name in CONTESTANTS:
+        time_ratio, memory_ratio = seconds[name] / seconds[reference], memory[name] / memory[reference]
+        print(f"{name:20}{seconds[name]:12.2f}{time_ratio:8.2f}{memory[name]:10.0f}{memory_ratio:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
