@@ -14,8 +14,8 @@ from metabin_jax.config import metabin
 
 def get_config(preset: str = "paper") -> ConfigDict:
     config = metabin(preset)
-    config.data.height = 48  # square: these need not be people
-    config.data.width = 48
+    config.data.height = 40  # square: these need not be people
+    config.data.width = 40
     config.data.pad = 4
     config.model.name = "small"
     config.model.dtype = "float32"  # CPUs are slow in bfloat16
@@ -25,7 +25,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.optimizer.warmup_epochs = 1
     config.optimizer.decay_epochs = (7, 9)
     config.epochs = 10
-    config.steps_per_epoch = 40
+    config.steps_per_epoch = 30
     config.meta.beta_epochs = 2
     config.meta.gamma = 2.0  # 300 steps instead of 184,900: at the paper's 0.1 rho hardly leaves 1
     return config
