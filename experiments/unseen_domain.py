@@ -16,6 +16,8 @@ from pathlib import Path
 
 from configs import demo, folder
 from metabin_jax.data import synthetic
+from metabin_jax.data.records import read_folder
+from metabin_jax.runlog import write_text
 from metabin_jax.train import train
 
 METHODS = ("bn", "in", "bin", "metabin")
@@ -35,17 +37,17 @@ def run(data: str, path: str, target: str, method: str, seed: int, workdir: Path
 def study(
     data: str, path: str, targets: Sequence[str], methods: Sequence[str], seeds: Sequence[int], workdir: Path
 ) -> list[dict]:
-    """All rows, each once, seed by seed; appends to results.jsonl as they finish."""
+    """All rows, each once, seed by seed; results.jsonl grows as they finish."""
     workdir.mkdir(parents=True, exist_ok=True)
     log = workdir / "results.jsonl"
+    rows = read(log)
     for seed in seeds:
         for target in targets:
             for method in methods:
-                if not any(_is(row, target, method, seed) for row in read(log)):
-                    row = run(data, path, target, method, seed, workdir)
-                    with log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-    return read(log)
+                if not any(_is(row, target, method, seed) for row in rows):
+                    rows.append(run(data, path, target, method, seed, workdir))
+                    write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def read(log: Path) -> list[dict]:
@@ -68,7 +70,8 @@ def table(rows: Sequence[dict]) -> str:
         cells = [_cell([row for row in own if row["target"] == target]) for target in targets]
         if len(targets) > 1:
             seeds = sorted({row["seed"] for row in own})
-            cells.append(_cell([_mean_over_targets(own, seed) for seed in seeds]))
+            complete = [seed for seed in seeds if all(any(_is(r, t, method, seed) for r in own) for t in targets)]
+            cells.append(_cell([_mean_over_targets(own, seed) for seed in complete]))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -99,7 +102,7 @@ def main() -> None:
     if args.data == "synthetic":
         targets = args.targets or synthetic.DOMAIN_NAMES[-1:]
     else:
-        targets = args.targets or sorted(p.name for p in Path(args.path).iterdir() if p.is_dir())
+        targets = args.targets or sorted({record.domain for record in read_folder(args.path)})
     print(table(study(args.data, args.path, targets, args.methods, args.seeds, args.workdir)))
 
 

@@ -24,7 +24,7 @@ from metabin_jax.data.sampler import DomainSampler, EpochSampler, MetaSampler
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config made real."""
+    """A config made real, but for the pixels."""
 
     config: ConfigDict
     data: TrainingSet
@@ -39,37 +39,62 @@ class Run:
         return self.learner.init(jax.random.key(self.config.seed), image)
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """The checked config with paths expanded and the sources named. Raises ValueError or FileNotFoundError."""
+def checked(config: ConfigDict) -> ConfigDict:
+    """A copy with paths expanded. Raises ValueError for a config that cannot work."""
     configuration.check(config)
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
+    for field in ("path", "cache_dir"):
+        config.data[field] = os.path.expanduser(config.data[field])
+    return config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The checked config of a training, with the sources named. Raises ValueError or FileNotFoundError."""
+    config = checked(config)
     data = config.data
-    data.path, data.cache_dir = os.path.expanduser(data.path), os.path.expanduser(data.cache_dir)
-    names = dataset.domain_names(data.source, data.path)
-    for name in (*data.train_domains, *data.eval_domains):
-        if name not in names:
-            raise ValueError(f"there is no domain {name!r} in the data, which has {', '.join(names)}")
-    data.train_domains = tuple(data.train_domains) or tuple(n for n in names if n not in data.eval_domains)
+    both = sorted(set(data.train_domains) & set(data.eval_domains))
+    if both:
+        raise ValueError(f"domain {both[0]!r} is in both data.train_domains and data.eval_domains: choose one")
+    if not data.train_domains:
+        names = dict.fromkeys(record.domain for record in read(config))
+        data.train_domains = tuple(name for name in names if name not in data.eval_domains)
     if not data.train_domains:
         raise ValueError("every domain is in config.data.eval_domains: leave one or more to train on")
     return config
 
 
-def load_domains(config: ConfigDict, domains: Sequence[str]) -> tuple[np.ndarray, list[Record]]:
-    """The images and records of `domains` under the config's data settings."""
+def read(config: ConfigDict, domains: Sequence[str] = ()) -> list[Record]:
+    """The records of `domains`, or of all, under the config's data settings."""
+    return dataset.read(config.data.source, config.data.path, domains)
+
+
+def load_images(config: ConfigDict, records: Sequence[Record]) -> np.ndarray:
+    """The images of `records` under the config's data settings, uint8 [n, H, W, 3]."""
     data = config.data
-    return dataset.load(data.source, data.path, domains, (data.height, data.width), data.cache_dir)
+    return dataset.load_images(data.source, records, (data.height, data.width), data.cache_dir)
 
 
 def build(config: ConfigDict) -> Run:
-    """Reads the data of a resolved config and sets up the method. Raises ValueError or FileNotFoundError."""
+    """Sets up the method of a resolved config; opens no image. Raises ValueError or FileNotFoundError."""
     sources = config.data.train_domains
     val_fraction = config.val_fraction if config.selection == "source_val" else 0
-    data = dataset.training_set(*load_domains(config, sources), sources, val_fraction, config.seed)
+    data = dataset.training_set(read(config, sources), sources, val_fraction, config.seed)
+    check_held_out(data, config.eval.policy)
     base, meta = build_samplers(config, data)
     steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
     learner = build_learner(config, data.num_ids, steps_per_epoch)
     return Run(config, data, base, meta, learner, steps_per_epoch)
+
+
+def check_held_out(data: TrainingSet, policy: str) -> None:
+    """Raises ValueError for a source whose held-out identities cannot be scored."""
+    for source, rows in data.held_out.items():
+        seen = {(data.records[row].pid, data.records[row].camid) for row in rows}
+        if policy == "cross-camera" and len(seen) == len({pid for pid, _ in seen}):
+            raise ValueError(
+                f"no held-out identity of domain {source!r} is seen by two cameras, so source_val cannot score it: "
+                "choose --config.eval.policy=ignore or --config.selection=last"
+            )
 
 
 def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
@@ -86,15 +111,11 @@ def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler
     )
     if config.method != "metabin":
         return base, None
-    if batch.meta_train_domains < 2:
-        raise ValueError(
-            "config.batch.meta_train_domains is 1, but the shuffle loss (Eq. 7) needs negatives of another "
-            "meta-train domain: choose 2 or more"
-        )
     if not batch.meta_train_domains < len(data.sources):
         raise ValueError(
             f"config.batch.meta_train_domains is {batch.meta_train_domains}, but there are {len(data.sources)} "
-            f"source domains ({', '.join(data.sources)}) and one or more must be left for meta-test: choose fewer"
+            f"source domains ({', '.join(data.sources)}) and one or more must be left for meta-test: give more "
+            "sources, or choose fewer (2 or more)"
         )
     return base, MetaSampler(by_domain(), batch.meta_train_domains)
 

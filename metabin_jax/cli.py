@@ -1,11 +1,16 @@
 """The command line: metabin train | evaluate."""
 
+import argparse
 import json
+import re
+import runpy
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 USAGE = """usage: metabin COMMAND [options]
 
@@ -31,7 +36,10 @@ EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--config.FIELD=VALUE .
   --workdir=DIR                          a workdir of `metabin train`; its config is taken as it is, except for
   --config.data.eval_domains="('a',)"    other domains,
   --config.data.path=DIR                 images elsewhere,
-  --config.eval.policy=ignore            or any other field."""
+  --config.eval.policy=ignore            or any other field of data, eval and selection"""
+
+# What an evaluation may set; all else was fixed by the training.
+EVALUATION_FIELDS = ("data.", "eval.", "selection")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,57 +57,101 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run(rest)
-    except (ValueError, FileNotFoundError, flags.Error) as error:
+    except (ValueError, OSError) as error:
+        if not _is_the_users(error):
+            raise
         print(f"metabin {command}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _is_the_users(error: Exception) -> bool:
+    """Our own errors say what to do, and those of the system name a file; a library's ValueError is a bug of ours."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, OSError) or frame.f_globals["__name__"].startswith("metabin_jax.")
+
+
 def train(arguments: list[str]) -> None:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    workdir = _parse(values, arguments)
-    if values["config"].value is None:
-        raise ValueError("--config=FILE is missing, as in --config=configs/demo.py")
+    options, fields = _parse(arguments, "--config", "--workdir")
+    config = load_config(options["config"])
+    _override(config, fields)
     from metabin_jax.train import train
 
-    _print_results(train(values["config"].value, workdir), workdir)
+    _print_results(train(config, options["workdir"]), options["workdir"])
 
 
 def evaluate(arguments: list[str]) -> None:
-    workdirs = [a.split("=", 1)[1] for a in arguments if a.startswith("--workdir=")]
-    if not workdirs:
-        raise ValueError("--workdir=DIR is missing")
-    path = Path(workdirs[-1]).expanduser() / "config.json"
+    options, fields = _parse(arguments, "--workdir")
+    path = Path(options["workdir"]).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --workdir must be one of metabin train")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", ConfigDict(_lists_to_tuples(saved)), flag_values=values)
-    workdir = _parse(values, arguments)
+    for field in fields:
+        if not field.startswith(EVALUATION_FIELDS):
+            raise ValueError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
+    config = ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    _override(config, fields)
     from metabin_jax.train import evaluate
 
-    _print_results(evaluate(values["config"].value, workdir), workdir)
+    _print_results(evaluate(config, options["workdir"]), options["workdir"])
 
 
-COMMANDS = {"train": (train, TRAIN_HELP), "evaluate": (evaluate, EVALUATE_HELP)}
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "train": (train, TRAIN_HELP),
+    "evaluate": (evaluate, EVALUATE_HELP),
+}
 
 
-def _parse(values: flags.FlagValues, arguments: list[str]) -> str:
-    """Fills the flags; returns the workdir."""
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+def _parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Splits the arguments into the required options and the fields of the config, each as texts."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in required:
+        parser.add_argument(option, default="")
     try:
-        left = values(["metabin", *arguments])[1:]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{error.args[0] if error.args else error}") from error
-    if left:
-        raise ValueError(f"{left[0]!r} is not an option: options are written --name=value")
-    if not values["workdir"].value:
-        raise ValueError("--workdir=DIR is missing")
-    return values["workdir"].value
+        options, left = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: {error.message}") from None
+    fields = {}
+    for argument in left:
+        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
+        if not match:
+            names = ", ".join(f"{option}=..." for option in (*required, "--config.FIELD"))
+            raise ValueError(f"{argument!r} is not an option: they are {names}")
+        fields[match[1]] = match[2]
+    for option in required:
+        if not getattr(options, option.removeprefix("--")):
+            raise ValueError(f"{option} is missing: metabin COMMAND --help shows how it is given")
+    return vars(options), fields
 
 
-def _lists_to_tuples(value):
+def load_config(file_and_preset: str) -> ConfigDict:
+    """What get_config() of a Python file returns; FILE:PRESET gives it an argument.
+
+    Raises FileNotFoundError, or ValueError for whatever goes wrong inside of the file, with its line.
+    """
+    file, _, preset = file_and_preset.partition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"the config file {file} does not exist")
+    try:
+        config = runpy.run_path(file)["get_config"](*[preset] if preset else [])
+    except Exception as error:
+        lines = [
+            f"line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
+        where = ", ".join([file, *lines[-1:]])
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{file}: get_config() must return a ConfigDict, as metabin_jax.config.metabin() does")
+    return config
+
+
+def _override(config: ConfigDict, fields: dict[str, str]) -> None:
+    from metabin_jax.config import override
+
+    for field, text in fields.items():
+        override(config, field, text)
+
+
+def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _lists_to_tuples(inner) for name, inner in value.items()}
     return tuple(value) if isinstance(value, list) else value
@@ -109,7 +161,8 @@ def _print_results(results: dict, workdir: str) -> None:
     for domain, scores in results["targets"].items():
         percent = "  ".join(f"{name} {100 * scores[name]:.1f} %" for name in ("R-1", "R-5", "R-10", "mAP", "mINP"))
         print(f"{domain}: {percent}  ({scores['queries']} queries)")
-        if scores["unmatched"]:
-            named = ", ".join(scores["unmatched"][:3])
-            print(f"  {len(scores['unmatched'])} queries have no valid match and do not count: {named}, ...")
+        unmatched = scores["unmatched"]
+        if unmatched:
+            named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
+            print(f"  {len(unmatched)} queries have no valid match and do not count: {named}")
     print(f"step {results['step']}; metrics, checkpoints and evaluation.json are in {workdir}")

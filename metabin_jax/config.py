@@ -1,5 +1,7 @@
 """Every setting with its source, and the checks that run before any work does."""
 
+import ast
+import difflib
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +17,25 @@ SELECTIONS = ("last", "source_val")
 POLICIES = ("cross-camera", "ignore")
 METRICS = ("cosine", "euclidean")
 DTYPES = ("float32", "bfloat16")
+# The least value of every number that has one.
+LEAST = {
+    32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
+    2: ("batch.ids_per_domain", "batch.images_per_id", "batch.ids_per_batch"),  # triplets: a positive, a negative
+    1: ("batch.meta_train_domains", "meta.beta_epochs", "epochs", "log_every", "eval.batch_size"),
+    0: (
+        "seed", "steps_per_epoch", "data.pad", "loss.margin", "loss.smoothing",
+        "optimizer.alpha", "optimizer.momentum", "optimizer.weight_decay", "optimizer.bias_lr_factor",
+        "optimizer.warmup_epochs", "optimizer.warmup_start", "optimizer.decay",
+        "meta.beta_low", "meta.gamma", "meta.start",
+    ),
+}  # fmt: skip
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    tuple: "a tuple as in Python, such as \"('a', 'b')\"",
+}
 
 
 def metabin(preset: str = "paper") -> ConfigDict:
@@ -89,8 +110,35 @@ def metabin(preset: str = "paper") -> ConfigDict:
     return config
 
 
+def override(config: ConfigDict, field: str, text: str) -> None:
+    """Sets the field named by its path ('data.height') to what `text` says. Raises ValueError."""
+    example = _get(metabin(), field)
+    if isinstance(example, ConfigDict):
+        raise ValueError(f"config.{field} is a group: set its fields, such as config.{field}.{next(iter(example))}")
+    if field == "preset":
+        raise ValueError("config.preset only records the choice: make it by --config=FILE:PRESET")
+    try:
+        value = _parse(text, type(example))
+    except (KeyError, SyntaxError, ValueError):
+        raise ValueError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
+    group, _, name = field.rpartition(".")
+    (_get(config, group) if group else config)[name] = value
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind is not tuple:
+        return kind(text)
+    if text.isidentifier():
+        return (text,)
+    value = ast.literal_eval(text)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
 def check(config: ConfigDict) -> None:
     """Raises ValueError with one sentence for the first value that cannot work. Reads no data."""
+    _check_fields(config, metabin(), "config")
     _one_of(config, "method", norm.LAYERS)
     _one_of(config, "data.source", SOURCES)
     _one_of(config, "batch.sampling", SAMPLINGS)
@@ -99,35 +147,64 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "eval.metric", METRICS)
     _one_of(config, "model.dtype", DTYPES)
     _one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
-    reid.create(config.model.name, num_classes=1)
-    for field in (
-        "batch.ids_per_domain", "batch.images_per_id", "batch.ids_per_batch", "batch.meta_train_domains",
-        "meta.beta_epochs", "epochs", "log_every", "eval.batch_size",
-    ):  # fmt: skip
-        _at_least(config, field, 1)
-    for field in (
-        "seed", "steps_per_epoch", "data.pad", "optimizer.alpha", "optimizer.warmup_epochs", "loss.margin",
-        "meta.beta_low", "meta.beta_high", "meta.gamma", "meta.start",
-    ):  # fmt: skip
-        _at_least(config, field, 0)
-    for field in ("data.height", "data.width"):
-        if _get(config, field) < 32:
-            raise ValueError(f"config.{field} is {_get(config, field)}, but the backbone needs 32 pixels or more")
+    try:
+        reid.create(config.model.name, num_classes=1)
+    except ValueError as error:
+        raise ValueError(f"config.model.name: {error}") from None
+    for low, fields in LEAST.items():
+        for field in fields:
+            _at_least(config, field, low)
+    for field in ("optimizer.momentum", "loss.smoothing"):
+        if _get(config, field) >= 1:
+            raise ValueError(f"config.{field} must be less than 1; got {_get(config, field)}")
+    _at_least(config, "meta.beta_high", config.meta.beta_low)
+    if config.method == "metabin" and config.batch.meta_train_domains < 2:
+        raise ValueError(
+            "config.batch.meta_train_domains is 1, but the shuffle loss (Eq. 7) needs negatives of another "
+            "meta-train domain: choose 2 or more"
+        )
+    if config.selection == "source_val" and not 0 < config.val_fraction < 1:
+        raise ValueError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
     if config.data.source != "synthetic" and not config.data.path:
         raise ValueError(f"config.data.path is empty: say where the {config.data.source} is, --config.data.path=...")
-    if config.batch.images_per_id < 2 or config.batch.ids_per_domain < 2:
-        raise ValueError(
-            "config.batch.images_per_id and ids_per_domain must be 2 or more: the triplet loss needs a positive "
-            "and a negative"
-        )
-    both = sorted(set(config.data.train_domains) & set(config.data.eval_domains))
-    if both:
-        raise ValueError(f"domain {both[0]!r} is in both data.train_domains and data.eval_domains: choose one")
+    for field in ("data.train_domains", "data.eval_domains"):
+        names = _get(config, field)
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"config.{field} must name domains, each once; got {names!r}")
+    if not all(isinstance(epoch, int | float) for epoch in config.optimizer.decay_epochs):
+        raise ValueError(f"config.optimizer.decay_epochs must hold numbers; got {config.optimizer.decay_epochs!r}")
+
+
+def _check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
+    """That `config` has the fields of `known`, each of its type."""
+    for name in config:
+        if name not in known:
+            raise _unknown(name, known, path)
+    for name, example in known.items():
+        if name not in config:
+            raise ValueError(f"{path}.{name} is missing: start from metabin_jax.config.metabin()")
+        value, field = config[name], f"{path}.{name}"
+        if isinstance(example, ConfigDict) and isinstance(value, ConfigDict):
+            _check_fields(value, example, field)
+        elif type(value) is not type(example) and not (type(example) is float and type(value) is int):
+            kind = KINDS.get(type(example), "a group of fields")
+            raise ValueError(f"{field} must be {kind}; got {value!r}")
+
+
+def _unknown(name: str, known: ConfigDict, path: str) -> ValueError:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+    return ValueError(f"{path} has no field {name!r}: {meant}")
 
 
 def _get(config: ConfigDict, field: str) -> Any:
+    path = "config"
     for name in field.split("."):
-        config = config[name]
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"{path} is no group: it has no field {name!r}")
+        if name not in config:
+            raise _unknown(name, config, path)
+        config, path = config[name], f"{path}.{name}"
     return config
 
 
@@ -137,5 +214,5 @@ def _one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
 
 
 def _at_least(config: ConfigDict, field: str, low: float) -> None:
-    if _get(config, field) < low:
+    if not _get(config, field) >= low:  # so that nan fails too
         raise ValueError(f"config.{field} must be {low} or more; got {_get(config, field)}")

@@ -19,25 +19,38 @@ RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
 
 
 def write_json(path: Path, content: Any) -> None:
+    """`write_text` of what is not text yet."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    _write(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
-def describe_run(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json and environment.json. Raises ValueError if `workdir` holds a run of another config."""
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError if `workdir` is a file or holds a run of another config."""
+    if workdir.is_file():
+        raise ValueError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
     path = workdir / "config.json"
-    settings = json.loads(config.to_json_best_effort())
     if path.exists():
-        _check_same(json.loads(path.read_text(encoding="utf-8")), settings, workdir)
+        _check_same(json.loads(path.read_text(encoding="utf-8")), settings(config), workdir)
+
+
+def describe_run(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, and adds this start of the run to environment.json."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
-    write_json(workdir / "environment.json", environment())
+    write_json(workdir / "config.json", settings(config))
+    path = workdir / "environment.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    write_json(path, [*starts, environment()])
+
+
+def settings(config: ConfigDict) -> dict:
+    """The config as JSON knows it."""
+    return json.loads(config.to_json())
 
 
 def _check_same(before: dict, now: dict, workdir: Path, prefix: str = "") -> None:
@@ -48,9 +61,11 @@ def _check_same(before: dict, now: dict, workdir: Path, prefix: str = "") -> Non
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             _check_same(old, new, workdir, field + ".")
-        raise ValueError(
-            f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, or the old value"
-        )
+        else:
+            raise ValueError(
+                f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, "
+                "or the old value"
+            )
 
 
 def environment() -> dict:
@@ -68,12 +83,13 @@ def environment() -> dict:
 
 def _git_revision() -> str | None:
     """Of the source this package runs from; None outside a git checkout."""
+    here = Path(__file__)
 
     def git(*command: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(("git", *command), cwd=here, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(("git", *command), cwd=here.parent, capture_output=True, text=True, check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", here.name)  # installed inside somebody's repository, it is not of theirs
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -90,37 +106,45 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         rows = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
-        _write(self._path, "".join(row + "\n" for row in kept))
+        write_text(self._path, "".join(row + "\n" for row in kept))
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._total, self._every = total, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._images, self._since, self._last = 0, time.monotonic(), start
+        self._since: float | None = None
+        self._images, self._last = 0, start
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._flush()
+        self.flush()
         self._events.close()
 
     def step(self, step: int, metrics: dict[str, jax.Array], images: int) -> None:
         """Counts one step of `images` images; every log_every steps, and at the last, its metrics are kept."""
-        self._flush()
+        self.flush()
+        if self._since is None:
+            self._since = time.monotonic()  # and not before, when the first step was compiled
         self._images += images
         if step % self._every == 0 or step == self._total:
             self._pending = (step, metrics)
 
-    def _flush(self) -> None:
-        if self._pending is None:
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Adds a row of its own."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Writes what is pending; call it before a checkpoint, which is never to be ahead of the log."""
+        if self._pending is None or self._since is None:
             return
         step, metrics = self._pending
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         elapsed = time.monotonic() - self._since
         row["images_per_second"] = self._images / elapsed
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
-        for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+        self.write(step, row)
         self._progress(step, row, elapsed / (step - self._last))
         self._pending, self._images, self._since, self._last = None, 0, time.monotonic(), step
 

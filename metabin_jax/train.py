@@ -1,7 +1,9 @@
 """Training and evaluation of a config in a workdir."""
 
+import functools
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,28 @@ from ml_collections import ConfigDict
 
 from metabin_jax import models
 from metabin_jax.algorithm import Batch, Metrics, TrainState
-from metabin_jax.build import Run, build, build_model, load_domains, resolve
+from metabin_jax.build import Run, alpha_schedule, build, build_model, checked, load_images, read, resolve
 from metabin_jax.checkpoint import Checkpoints
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import evaluate_domain
-from metabin_jax.runlog import MetricsWriter, describe_run, write_json
+from metabin_jax.evaluation.protocol import query_gallery
+from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run, write_json
 
 
 def make_step(run: Run) -> Callable[[TrainState, StepBatches], tuple[TrainState, Metrics]]:
     """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated."""
-    key = jax.random.key(run.config.seed)
+    alpha = alpha_schedule(run.config.optimizer, run.steps_per_epoch)
 
-    def step_fn(state: TrainState, raw: StepBatches) -> tuple[TrainState, Metrics]:
+    def step_fn(state: TrainState, raw: StepBatches, key: jax.Array) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
         ready: list[Any] = [_prepare(k, batch, run.config.data.pad) for k, batch in zip(keys, raw, strict=True)]
-        state, metrics = run.learner.train_step(state, *ready)
-        return state, metrics | rho_by_stage(state.rho)
+        after, metrics = run.learner.train_step(state, *ready)
+        return after, metrics | rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
 
-    return jax.jit(step_fn, donate_argnums=0)
+    # The key is an argument, and not part of the program, so that runs of other seeds find it compiled.
+    return functools.partial(jax.jit(step_fn, donate_argnums=0), key=jax.random.key(run.config.seed))
 
 
 def _prepare(key: jax.Array, raw: Any, pad: int) -> Batch | None:
@@ -57,33 +61,55 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     use_compilation_cache()
     workdir = Path(workdir).expanduser()
     config = resolve(config)
-    run = build(config)
+    check_workdir(config, workdir)
+    run, targets = build(config), read_targets(config)
     devices = jax.devices()
     check_divisible(run, len(devices))
-    targets = config.data.eval_domains and load_domains(config, config.data.eval_domains)
+    images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     replicated, sharded = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     total = config.epochs * run.steps_per_epoch
     step_fn = make_step(run)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
         state = jax.device_put(run.init(), replicated)
         start = checkpoints.latest_step() or 0
         if start:
             state = checkpoints.restore(state, start)
+        if start < total:
+            sources = ", ".join(run.data.sources)
+            print(
+                f"{config.method} on {run.data.num_ids} identities of {sources}: from step {start} to {total}, "
+                "compiling first",
+                file=sys.stderr,
+            )
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
-            for step, raw in enumerate(read_batches(run, start, total), start=start + 1):
+            for step, raw in enumerate(read_batches(run, images, start, total), start=start + 1):
                 state, metrics = step_fn(state, jax.device_put(raw, sharded))
                 writer.step(step, metrics, images=sum(len(batch.pid) for batch in raw if batch))
                 if step % run.steps_per_epoch == 0:
-                    checkpoints.save(state, _source_score(run, state))
-        return _evaluate_selected(config, workdir, checkpoints, targets)
+                    writer.flush()
+                    score = None
+                    if run.data.held_out:
+                        score = _source_score(run, images, state)
+                        writer.write(step, {"source_mAP": score})
+                    checkpoints.save(state, score)
+        return _evaluate_step(config, workdir, checkpoints, checkpoints.selected_step(), targets, target_images)
 
 
-def read_batches(run: Run, start: int, stop: int) -> Iterator[StepBatches]:
+def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches]:
     """The batches of steps start to stop - 1."""
     data, meta = run.data, run.meta.meta if run.meta else None
-    return batches(data.images, data.pid, data.domain, run.base.base, meta, start, stop)
+    return batches(images, data.pid, data.domain, run.base.base, meta, start, stop)
+
+
+def read_targets(config: ConfigDict) -> list[Record]:
+    """The records of config.data.eval_domains. Raises ValueError for a domain that cannot be evaluated."""
+    domains = config.data.eval_domains
+    records = read(config, domains) if domains else []
+    for domain in domains:
+        query_gallery([record for record in records if record.domain == domain], config.eval.policy)
+    return records
 
 
 def check_divisible(run: Run, num_devices: int) -> None:
@@ -97,14 +123,12 @@ def check_divisible(run: Run, num_devices: int) -> None:
             )
 
 
-def _source_score(run: Run, state: TrainState) -> float | None:
-    """mAP on held-out source identities, mean over the sources; None where none are held out."""
+def _source_score(run: Run, images: np.ndarray, state: TrainState) -> float:
+    """mAP on held-out source identities, mean over the sources."""
     data = run.data
-    if not data.held_out:
-        return None
     variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
     model = build_model(run.config, data.num_ids)
-    results = _evaluate(run.config, model, variables, data.images, data.records, data.held_out)
+    results = _evaluate(run.config, model, variables, images, data.records, data.held_out)
     return float(np.mean([result["mAP"] for result in results.values()]))
 
 
@@ -117,26 +141,34 @@ def use_compilation_cache() -> None:
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     """Evaluates the selected checkpoint of `workdir` on config.data.eval_domains; needs no source images.
 
-    Returns, and writes to evaluation.json, {"step", "source_mAP", "targets": {domain: {"R-1", "R-5", "R-10", "mAP",
-    "mINP" (fractions), "queries" (number with a valid match), "unmatched" (paths of those without)}}}. Raises
-    ValueError when there is no checkpoint or no domain to evaluate on.
+    Returns, and writes to evaluation.json, {"step", "source_mAP", "policy", "metric", "targets": {domain: {"R-1",
+    "R-5", "R-10", "mAP", "mINP" (fractions), "queries" (number with a valid match), "unmatched" (paths of those
+    without)}}}. Raises ValueError or FileNotFoundError when there is no checkpoint or no domain to evaluate on.
     """
     use_compilation_cache()
     workdir = Path(workdir).expanduser()
+    config = checked(config)
     if not config.data.eval_domains:
         raise ValueError("config.data.eval_domains is empty: name the domains to evaluate on")
-    targets = load_domains(config, config.data.eval_domains)
-    with Checkpoints(workdir) as checkpoints:
-        return _evaluate_selected(config, workdir, checkpoints, targets)
+    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
+        step = checkpoints.selected_step()
+        targets = read_targets(config)
+        return _evaluate_step(config, workdir, checkpoints, step, targets, load_images(config, targets))
 
 
-def _evaluate_selected(config: ConfigDict, workdir: Path, checkpoints: Checkpoints, targets: Any) -> dict:
-    step = checkpoints.selected_step(best=config.selection == "source_val")
-    results = {"step": step, "source_mAP": checkpoints.score(step), "targets": {}}
-    if targets:
+def _evaluate_step(
+    config: ConfigDict,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    step: int,
+    records: Sequence[Record],
+    images: np.ndarray | None,
+) -> dict:
+    settings = {"policy": config.eval.policy, "metric": config.eval.metric}
+    results: dict[str, Any] = {"step": step, "source_mAP": checkpoints.score(step), **settings, "targets": {}}
+    if images is not None:
         variables = checkpoints.restore_variables(step)
         model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
-        images, records = targets
         domain = np.array([record.domain for record in records])
         rows_of = {name: np.flatnonzero(domain == name) for name in config.data.eval_domains}
         results["targets"] = _evaluate(config, model, variables, images, records, rows_of)
@@ -149,7 +181,7 @@ def _evaluate(
     model: models.ReID,
     variables: dict,
     images: np.ndarray,
-    records: list[Record],
+    records: Sequence[Record],
     rows_of: dict[str, np.ndarray],
 ) -> dict[str, dict]:
     settings = config.eval

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compile_options import COMPILE_QUICKLY
 from ml_collections import ConfigDict
 
 from metabin_jax import build, models, schedules
@@ -16,7 +17,7 @@ from metabin_jax.models.mobilenetv2 import Stage
 torch = pytest.importorskip("torch")
 
 import torch_twin as twin  # noqa: E402
-from twin_compare import COMPILE_QUICKLY, worst  # noqa: E402
+from twin_compare import worst  # noqa: E402
 
 CLASSES, HEIGHT, WIDTH = 10, 32, 16
 # One block with a residual and one with a stride: compilation takes nearly all the time here and grows with them.

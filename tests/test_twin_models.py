@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compile_options import COMPILE_QUICKLY
 
 from metabin_jax import models
 from metabin_jax.models.reid import TINY
@@ -12,7 +13,7 @@ from metabin_jax.models.reid import TINY
 torch = pytest.importorskip("torch")
 
 from torch_nets import build, from_flax, load_flax  # noqa: E402
-from twin_compare import COMPILE_QUICKLY, distance, worst  # noqa: E402
+from twin_compare import distance, worst  # noqa: E402
 
 CLASSES = 5
 IMAGES, HEIGHT, WIDTH = 2, 48, 32

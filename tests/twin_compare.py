@@ -8,9 +8,6 @@ import torch
 # With tensors this small two threads mostly wait for each other: 50 times slower on a busy machine.
 torch.set_num_threads(1)
 
-# XLA at its lowest level: compilation takes half the time and these programs run once.
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def distance(actual, expected) -> float:
     """|actual - expected| over |expected| (L2 norms), or |actual| where expected is 0; any kind of array."""

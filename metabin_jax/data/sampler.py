@@ -64,7 +64,7 @@ class DomainSampler:
             if len(ids) < ids_per_domain:
                 raise ValueError(
                     f"Domain {_name(d, domain_names)} has {len(ids)} identities to train on, but a batch"
-                    f" takes {ids_per_domain} of each domain: leave it out or take fewer per domain."
+                    f" takes {ids_per_domain} of each domain: leave it out or lower ids_per_domain."
                 )
         num_groups = self._identities.num_groups(images_per_id).sum()
         self.steps_per_epoch = max(1, int(num_groups) // (self.num_domains * ids_per_domain))
@@ -141,7 +141,7 @@ class EpochSampler:
         if num_ids < ids_per_batch:
             raise ValueError(
                 f"There are {num_ids} identities to train on, but a batch takes {ids_per_batch}:"
-                " take fewer identities per batch or add data."
+                " lower ids_per_batch or add data."
             )
         self.steps_per_epoch = int(self._identities.num_groups(images_per_id).sum()) // ids_per_batch
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)  # two: prefetching runs ahead into the next epoch

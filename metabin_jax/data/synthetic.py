@@ -79,6 +79,19 @@ DOMAINS = {
 DOMAIN_NAMES = tuple(DOMAINS)
 
 
+def list_records(
+    domains: Sequence[str] = DOMAIN_NAMES, ids_per_domain: int = 40, images_per_id: int = 8
+) -> list[Record]:
+    """The records of `generate`, without drawing anything."""
+    return [
+        Record(f"synthetic/{name}/{pid:04d}_c{camid}_{index:02d}", pid, camid, name, "all")
+        for name in domains
+        for pid in range(ids_per_domain)
+        for index in range(images_per_id)
+        for camid in [1 + index % len(DOMAINS[name].yaws)]
+    ]
+
+
 def generate(
     seed: int,
     domains: Sequence[str] = DOMAIN_NAMES,
@@ -103,8 +116,8 @@ def generate(
       ValueError: an argument is out of range.
     """
     _check(seed, domains, ids_per_domain, images_per_id, size)
-    drawn = [pair for name in domains for pair in _domain(seed, name, ids_per_domain, images_per_id, size)]
-    return np.stack([image for image, _ in drawn]), [record for _, record in drawn]
+    drawn = [image for name in domains for image in _domain(seed, name, ids_per_domain, images_per_id, size)]
+    return np.stack(drawn), list_records(domains, ids_per_domain=ids_per_domain, images_per_id=images_per_id)
 
 
 def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size: tuple[int, int]) -> None:
@@ -124,9 +137,7 @@ def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
-def _domain(
-    seed: int, domain: str, ids: int, images_per_id: int, size: tuple[int, int]
-) -> Iterator[tuple[np.ndarray, Record]]:
+def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
     number, network = DOMAIN_NAMES.index(domain), DOMAINS[domain]
 
     def rng(kind: int, first: int, second: int = 0) -> np.random.Generator:
@@ -140,9 +151,7 @@ def _domain(
         for index in range(images_per_id):
             k, image_rng = index % len(cameras), rng(4, pid, index)
             pose = pedestrian.draw_pose(image_rng, network.yaws[k])
-            image = _photograph(person, pose, cameras[k], scenes[k], image_rng, size)
-            path = f"synthetic/{domain}/{pid:04d}_c{k + 1}_{index:02d}"
-            yield image, Record(path, pid, k + 1, domain, "all")
+            yield _photograph(person, pose, cameras[k], scenes[k], image_rng, size)
 
 
 def _camera(network: Camera, rng: np.random.Generator) -> Camera:

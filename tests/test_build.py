@@ -1,0 +1,184 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import DOMAINS, draw_folder, tiny_config
+
+from metabin_jax import build
+from metabin_jax.algorithm import MetaBIN
+from metabin_jax.baselines import BaseOnly, LearnedRho
+from metabin_jax.data.sampler import DomainSampler, EpochSampler
+from metabin_jax.runlog import settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("build") / "data")
+
+
+def built(config):
+    return build.build(build.resolve(config))
+
+
+def test_the_sources_are_what_is_not_evaluated_on(folder):
+    config = tiny_config(folder)
+    before = settings(config)
+    resolved = build.resolve(config)
+    assert resolved.data.train_domains == DOMAINS[:3]
+    assert settings(config) == before, "the caller's config must stay as it was"
+    config.data.train_domains = ("south", "east")
+    assert build.resolve(config).data.train_domains == ("south", "east")
+
+
+def test_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    config = tiny_config(folder)
+    config.data.path, config.data.cache_dir = f"~/{folder.name}", "~/cache"
+    resolved = build.resolve(config)
+    assert resolved.data.path == str(folder)
+    assert resolved.data.cache_dir == str(folder.parent / "cache")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.path", "/nowhere", "Data folder /nowhere does not exist"),
+        ("data.train_domains", ("east", "west"), "domain 'west' is in both data.train_domains and data.eval_domains"),
+        ("data.train_domains", ("east", "west2"), "Domain 'west2' is not in"),
+        ("data.eval_domains", DOMAINS, "every domain is in config.data.eval_domains: leave one or more to train on"),
+        ("batch.meta_train_domains", 3, "meta_train_domains is 3, but there are 3 source domains (east, north, south)"),
+        ("data.train_domains", ("east",), "meta_train_domains is 2, but there are 1 source domains (east)"),
+        ("batch.ids_per_domain", 5, "Domain east has 4 identities to train on, but a batch takes 5 of each domain"),
+    ],
+)
+def test_what_the_data_cannot_give(folder, field, value, message):
+    config = tiny_config(folder)
+    group, name = field.split(".")
+    config[group][name] = value
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        built(config)
+    assert message in str(error.value)
+
+
+def test_too_few_identities_for_the_official_sampler(folder):
+    config = tiny_config(folder, "official")
+    config.batch.ids_per_batch = 13
+    with pytest.raises(ValueError, match="There are 12 identities to train on, but a batch takes 13"):
+        built(config)
+
+
+def test_a_domain_too_small_once_identities_are_held_out(folder):
+    config = tiny_config(folder)
+    config.selection = "source_val"
+    assert built(config).data.num_ids == 6
+    config.batch.ids_per_domain = 3
+    with pytest.raises(ValueError, match="Domain east has 2 identities to train on, but a batch takes 3"):
+        built(config)
+
+
+def test_held_out_identities_need_two_cameras_or_no_cameras(tmp_path):
+    config = tiny_config(draw_folder(tmp_path / "data", cameras=1, per_camera=3))
+    config.selection = "source_val"
+    with pytest.raises(ValueError, match=r"no held-out identity of domain 'east' is seen by two cameras.*ignore"):
+        built(config)
+    config.eval.policy = "ignore"
+    assert built(config).data.held_out.keys() == set(DOMAINS[:3])
+
+
+def test_the_presets_sample_as_they_say(folder):
+    paper, official = built(tiny_config(folder)), built(tiny_config(folder, "official"))
+    assert isinstance(paper.base, DomainSampler)
+    assert np.bincount(paper.data.domain[paper.base.base(0)]).tolist() == [4, 4, 4]
+    assert isinstance(official.base, EpochSampler)
+    assert len(official.base.base(0)) == 12
+    for run in (paper, official):
+        meta_train, meta_test = run.meta.meta(0)
+        assert (len(meta_train), len(meta_test)) == (8, 4)
+
+
+def test_an_epoch_is_every_image_once(folder):
+    config = tiny_config(folder)
+    config.steps_per_epoch = 0
+    assert built(config).steps_per_epoch == 48 // 12
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("metabin", MetaBIN),
+        ("bin", LearnedRho),
+        ("bn", BaseOnly),
+        ("in", BaseOnly),
+        ("half", BaseOnly),
+        ("dualnorm", BaseOnly),
+    ],
+)
+def test_the_method_decides_on_the_learner(folder, method, kind):
+    config = tiny_config(folder)
+    config.method = method
+    run = built(config)
+    assert type(run.learner) is kind
+    assert (run.meta is None) == (method != "metabin")
+    state = jax.eval_shape(run.init)
+    assert bool(state.rho) == (method in ("metabin", "bin"))
+    assert state.params["classifier"]["kernel"].shape == (32, 12)
+
+
+def test_sgd_is_decay_then_momentum_then_alpha_and_biases_go_faster():
+    settings = tiny_config("", "official").optimizer
+    assert settings.bias_lr_factor == 2
+    params = {"kernel": np.array([1.0, -2.0]), "bn_bias": np.array([0.5]), "scale": np.array([3.0])}
+    grads = {"kernel": np.array([0.3, 0.1]), "bn_bias": np.array([-0.2]), "scale": np.array([0.0])}
+    optimizer = build.sgd(lambda step: 0.1 / (1 + step), settings)
+    state = optimizer.init(params)
+    expected, velocity = dict(params), dict.fromkeys(params, 0.0)
+    for step in range(3):
+        updates, state = optimizer.update(grads, state, params)
+        params = {name: params[name] + updates[name] for name in params}
+        for name in expected:  # PyTorch's rule, by hand
+            velocity[name] = 0.9 * velocity[name] + grads[name] + 5e-4 * expected[name]
+            factor = 2 if name == "bn_bias" else 1
+            expected[name] = expected[name] - factor * 0.1 / (1 + step) * velocity[name]
+    for name in expected:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-6)
+
+
+def test_the_schedules_count_in_epochs(folder):
+    config = tiny_config(folder)
+    config.optimizer.warmup_epochs, config.optimizer.decay_epochs = 1, (4, 6)
+    alpha = build.alpha_schedule(config.optimizer, steps_per_epoch=10)
+    np.testing.assert_allclose([alpha(0), alpha(5), alpha(10), alpha(39)], [1e-4, 0.00505, 0.01, 0.01], rtol=1e-5)
+    np.testing.assert_allclose([alpha(40), alpha(60)], [0.001, 0.0001], rtol=1e-5)
+    beta = built(config).learner.beta  # a cycle of 2 epochs of 3 steps
+    np.testing.assert_allclose([beta(0), beta(3), beta(6)], [0.001, 0.1, 0.001], rtol=1e-5)
+
+
+def test_meta_learning_starts_when_the_preset_says(folder):
+    paper, official = (built(tiny_config(folder, preset)).learner.gamma for preset in ("paper", "official"))
+    assert float(paper(0)) == pytest.approx(0.1)
+    assert [float(official(step)) for step in (0, 8, 9, 10)] == pytest.approx([0, 0, 0.1, 0.1])
+
+
+def test_loss_settings_reach_the_losses(folder):
+    paper, official = tiny_config(folder), tiny_config(folder, "official")
+    paper.loss.margin, paper.loss.smoothing = 4.0, 0.0
+    feature_ND = jnp.array([[1.0, 0.0], [0.0, 3.0]])
+    label_N = jnp.array([0, 0])
+
+    def scatter(config):
+        loss = dict(built(config).learner.meta_train_losses)["scatter"]
+        return float(loss(feature_ND, label_N, label_N))
+
+    # The centroid is that of the features, along (1, 3), or that of the normalised ones, along (1, 1).
+    assert scatter(paper) == pytest.approx(2 / 10**0.5)
+    assert scatter(official) == pytest.approx(1 / 2**0.5)
+
+    learner = built(paper).learner
+    pid_N = jnp.array([0, 1])
+    for terms in (learner.meta_train_losses, learner.meta_test_losses):
+        assert float(dict(terms)["triplet"](feature_ND, pid_N, label_N)) == pytest.approx(4 - 10**0.5, rel=1e-5)
+    base = dict(learner.base_losses)
+    assert float(base["triplet"](feature_ND, None, pid_N)) == pytest.approx(4 - 10**0.5, rel=1e-5)
+    assert float(base["cross_entropy"](None, jnp.array([[0.0, np.log(3.0)]]), jnp.array([1]))) == pytest.approx(
+        -np.log(3 / 4), rel=1e-6
+    )

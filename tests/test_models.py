@@ -1,0 +1,214 @@
+"""Sizes and types of the nets, and the depthwise convolution written for the CPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compile_options import COMPILE_QUICKLY
+from jax.sharding import NamedSharding, PartitionSpec
+
+from metabin_jax import models
+from metabin_jax.algorithm import Batch, MetaBIN
+from metabin_jax.models.convolution import Conv, DepthwiseConv, _depthwise_by_library, depthwise_conv
+from metabin_jax.models.mobilenetv2 import round_to_8
+from metabin_jax.models.reid import CLASSIFIER_INITS
+from metabin_jax.norm import LAYERS
+
+CLASSES = 7
+
+jit = functools.partial(jax.jit, compiler_options=COMPILE_QUICKLY)
+
+
+def shapes_of(model, height=64, width=32, train=False):
+    """Outputs and variables, and what every layer returned, without computing anything."""
+    init = functools.partial(model.init_with_output, train=train, capture_intermediates=True)
+    outputs, variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, height, width, 3)))
+    return outputs, variables, variables.pop("intermediates")["backbone"]
+
+
+def widths(tree):
+    return [leaf.shape[-1] for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "values", "channels"),
+    [
+        ("mobilenetv2_1.4", 53, 23_822, [44, 22, 33, 44, 89, 134, 224, 448, 1792]),
+        ("mobilenetv2_1.0", 53, 17_088, [32, 16, 24, 32, 64, 96, 160, 320, 1280]),
+        ("mobilenetv2_standard_1.4", 52, 23_968, [48, 24, 32, 48, 88, 136, 224, 448, 1792]),
+        ("resnet50", 53, 26_560, [64, 256, 512, 1024, 2048]),
+    ],
+)
+def test_sizes_of_the_papers_nets(name, layers, values, channels):
+    outputs, variables, inside = shapes_of(models.create(name, CLASSES), 256, 128)
+    dim = channels[-1]
+    assert (len(widths(variables["rho"])), sum(widths(variables["rho"]))) == (layers, values)
+    assert sum(widths(variables["batch_stats"])) == 2 * (values + dim)
+    assert [x.shape for x in outputs] == [(2, dim), (2, dim), (2, CLASSES)]
+    places = [place for place in (*(f"stage{s}_block0" for s in range(2, 9)), "head") if place in inside]
+    found = [inside[place]["__call__"][0].shape[-1] for place in ("stem", *places)]
+    assert found == channels
+    assert inside["__call__"][0].shape == (2, 16, 8, dim)
+
+
+@pytest.mark.parametrize("norm", LAYERS)
+def test_only_layers_with_something_to_balance_have_rho(norm):
+    _, variables, _ = shapes_of(models.create("tiny", CLASSES, norm))
+    assert ("rho" in variables) == (norm in ("bin", "metabin"))
+    if "rho" in variables:
+        assert variables["rho"].keys() == {"backbone"}, "BNNeck is plain BN"
+
+
+def test_rounding_to_8():
+    assert [round_to_8(c) for c in (1, 8, 11, 12, 19.9, 20, 22.4, 33.6, 44.8)] == [8, 8, 16, 16, 24, 24, 24, 32, 48]
+
+
+def dtypes(tree):
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_1.0", "resnet50"])
+def test_narrow_compute_has_a_narrow_map_and_wide_everything_else(name):
+    outputs, variables, inside = shapes_of(models.create(name, CLASSES, dtype=jnp.bfloat16), train=True)
+    assert dtypes((outputs, variables)) == {"float32"}
+    assert dtypes(inside) == {"bfloat16"}
+
+
+def test_narrow_compute_leaves_the_state_and_all_metrics_wide():
+    model = models.create("tiny", CLASSES, dtype=jnp.bfloat16, stages=())
+    metabin = MetaBIN(model, optax.sgd(0.1, momentum=0.9), beta=0.1, first_order=False)
+    label = jnp.zeros(8, jnp.int32)
+    batch = Batch(jnp.zeros((8, 32, 16, 3)), label, label)
+    state = jax.eval_shape(metabin.init, jax.random.key(0), batch.image)
+    after, metrics = jax.eval_shape(metabin.train_step, state, batch, batch, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert dtypes(state.replace(step=state.params)) == dtypes(metrics) == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "instance", "batch"),
+    [
+        ("mobilenetv2_1.0", ("stem", "stage2", "stage3", "stage4", "stage5", "stage6"), ("stage7", "stage8", "head")),
+        ("resnet50", ("stem", "stage2", "stage3"), ("stage4", "stage5")),
+        ("tiny", ("stem", "stage2", "stage3"), ("stage4", "head")),
+    ],
+)
+def test_dual_norm_has_instance_norm_in_the_shallow_stages(name, instance, batch):
+    _, variables, _ = shapes_of(models.create(name, CLASSES, "dualnorm"))
+    assert {key.split("_")[0] for key in variables["batch_stats"]["backbone"]} == set(batch)
+    assert {key.split("_")[0] for key in variables["params"]["backbone"]} == {*instance, *batch}
+
+
+def test_neither_neck_nor_classifier_has_a_bias():
+    _, variables, _ = shapes_of(models.create("tiny", CLASSES))
+    params = variables["params"]
+    assert (params["bnneck"].keys(), params["classifier"].keys()) == ({"scale"}, {"kernel"})
+
+
+def test_kernels_start_as_documented():
+    """He by fan-out: sqrt(2 / (k * k * out)), one output per depthwise kernel; the classifier in two ways."""
+
+    @jit
+    def start(key, image_NHWC):
+        full = Conv(300, 3).init(key, image_NHWC)
+        depthwise = DepthwiseConv().init(key, image_NHWC)
+        classifiers = {name: init(key, (64, 300)) for name, init in CLASSIFIER_INITS.items()}
+        return full["params"]["kernel"], depthwise["params"]["kernel"], classifiers
+
+    full, depthwise, classifiers = start(jax.random.key(0), jnp.zeros((1, 4, 4, 256)))
+    assert full.std() == pytest.approx(np.sqrt(2 / (9 * 300)), rel=0.03)
+    assert depthwise.std() == pytest.approx(np.sqrt(2 / 9), rel=0.03)
+    assert classifiers["normal"].std() == pytest.approx(0.001, rel=0.03)
+    assert np.abs(classifiers["uniform"]).max() == pytest.approx(1 / 8, rel=0.01)
+    assert classifiers["uniform"].std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet18"}, "model must be mobilenetv2_W .* got 'resnet18'"),
+        ({"name": "mobilenetv2_"}, "model must be .* got 'mobilenetv2_'"),
+        ({"name": "tiny", "norm": "ibn"}, "norm must be one of .* got 'ibn'"),
+        ({"name": "tiny", "classifier_init": "zeros"}, "classifier_init must be one of normal, uniform; got 'zeros'"),
+    ],
+)
+def test_unknown_names_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.create(num_classes=CLASSES, **arguments)
+
+
+def test_grey_images_are_refused():
+    with pytest.raises(AssertionError):
+        jax.eval_shape(models.create("tiny", CLASSES).init, jax.random.key(0), jnp.zeros((2, 32, 16, 1)), False)
+
+
+# --- the depthwise convolution --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def with_derivatives(conv, stride):
+    """Value, both gradients and Hessian-vector products in both modes of a function that is not linear in either."""
+
+    @jit
+    def run(primals, tangents, weight):
+        def loss(primals):
+            return (jnp.tanh(conv(*primals, stride)) * weight).sum()
+
+        def slope(primals):
+            return sum(map(jnp.vdot, jax.grad(loss)(primals), tangents))
+
+        return {
+            "forward": conv(*primals, stride),
+            "gradients": jax.grad(loss)(primals),
+            "forward over reverse": jax.jvp(jax.grad(loss), (primals,), (tangents,))[1],
+            "reverse over reverse": jax.grad(slope)(primals),
+        }
+
+    return lambda *arguments: jax.device_get(run(*arguments))
+
+
+def draw(images, height, width, stride):
+    rng = np.random.default_rng([7, images])
+    shapes = (images, height, width, 5), (3, 3, 1, 5)
+    primals, tangents = (tuple(rng.normal(0, 0.5, shape) for shape in shapes) for _ in range(2))
+    return primals, tangents, rng.normal(size=(images, -(-height // stride), -(-width // stride), 5))
+
+
+def worst(actual, expected):
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    return max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("images", "height", "width", "stride"), [(8, 5, 7, 1), (3, 6, 5, 2), (4, 5, 6, 2)])
+def test_depthwise_by_shifts_is_the_librarys(images, height, width, stride):
+    (x, kernel), *others = draw(images, height, width, stride)
+    library = with_derivatives(_depthwise_by_library, stride)
+    with jax.enable_x64(True):
+        actual = with_derivatives(depthwise_conv, stride)((x, kernel), *others)
+        expected, mirrored = library((x, kernel), *others), library((x, kernel[::-1]), *others)
+    for name in expected:
+        assert worst(actual[name], expected[name]) < 1e-12, name
+        assert worst(mirrored[name], expected[name]) > 0.1, name
+    assert worst(expected["forward over reverse"], expected["reverse over reverse"]) < 1e-12
+
+
+def test_depthwise_is_the_librarys_except_on_a_cpu():
+    (x_NHWC, kernel_331C), *_ = draw(2, 5, 7, 1)
+    traced = jax.jit(lambda x, k: depthwise_conv(x, k, 1)).trace(x_NHWC, kernel_331C)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("feature_group_count = 5" in text) == (platform != "cpu")
+
+
+def test_depthwise_over_two_devices_is_that_of_one():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    arguments = draw(8, 5, 7, 1)
+    run = with_derivatives(depthwise_conv, 1)
+    with jax.enable_x64(True):
+        actual = run(*jax.device_put(arguments, ((split, whole), (split, whole), split)))
+        expected = run(*arguments)
+    assert worst(actual, expected) < 1e-12
