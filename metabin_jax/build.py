@@ -40,11 +40,12 @@ class Run:
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-    """A copy with paths expanded. Raises ValueError for a config that cannot work."""
+    """A copy with absolute paths. Raises ValueError for a config that cannot work."""
     configuration.check(config)
     config = config.copy_and_resolve_references()
     for field in ("path", "cache_dir"):
-        config.data[field] = os.path.expanduser(config.data[field])
+        if config.data[field]:
+            config.data[field] = os.path.abspath(os.path.expanduser(config.data[field]))
     return config
 
 

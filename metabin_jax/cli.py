@@ -85,11 +85,11 @@ def evaluate(arguments: list[str]) -> None:
     path = Path(options["workdir"]).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --workdir must be one of metabin train")
+    config = ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    _override(config, fields)
     for field in fields:
         if not field.startswith(EVALUATION_FIELDS):
             raise ValueError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
-    config = ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
-    _override(config, fields)
     from metabin_jax.train import evaluate
 
     _print_results(evaluate(config, options["workdir"]), options["workdir"])

@@ -31,7 +31,7 @@ def flat(tree):
     return np.asarray(ravel_pytree(tree)[0])
 
 
-def assert_same_bits(tree, other):
+def assert_identical(tree, other):
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -49,7 +49,7 @@ def test_base_only_is_the_base_update_and_ignores_the_meta_batches():
         return learner.train_step(state, xb, None, None), metabin.base_update(state, xb)
 
     (after, metrics), (expected, expected_metrics) = both(state, xb)
-    assert_same_bits((after, metrics), (expected.replace(step=state.step + 1), expected_metrics))
+    assert_identical((after, metrics), (expected.replace(step=state.step + 1), expected_metrics))
     assert np.abs(flat(after.params) - flat(state.params)).max() > 1e-3
 
 
@@ -103,8 +103,8 @@ def test_learned_rho_leaves_everything_else_to_the_base_update(bin_run):
     states, _, expectations = bin_run
     for before, after, (metrics, (expected, expected_metrics)) in zip(states, states[1:], expectations, strict=False):
         assert after.step == before.step + 1
-        assert_same_bits(metrics, expected_metrics)
-        assert_same_bits(
+        assert_identical(metrics, expected_metrics)
+        assert_identical(
             (after.params, after.batch_stats, after.opt_state[0]),
             (expected.params, expected.batch_stats, expected.opt_state),
         )

@@ -30,13 +30,16 @@ def test_the_sources_are_what_is_not_evaluated_on(folder):
     assert build.resolve(config).data.train_domains == ("south", "east")
 
 
-def test_home_is_expanded(folder, monkeypatch):
+def test_paths_hold_from_anywhere(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     config = tiny_config(folder)
     config.data.path, config.data.cache_dir = f"~/{folder.name}", "~/cache"
     resolved = build.resolve(config)
     assert resolved.data.path == str(folder)
     assert resolved.data.cache_dir == str(folder.parent / "cache")
+    monkeypatch.chdir(folder.parent)
+    config.data.path = folder.name
+    assert build.resolve(config).data.path == str(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
 """A run small enough for tests: domains drawn into a folder, a config for them, and a net that compiles quickly."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from metabin_jax import build, train
 from metabin_jax.config import metabin
 from metabin_jax.norm import BatchInstanceNorm
 
+STEPS = 9
 DOMAINS = ("east", "north", "south", "west")
 
 
@@ -70,6 +76,33 @@ class _Backbone(nn.Module):
         return nn.relu(map_NHWC).reshape(len(image_NHWC), -1)
 
 
-def pixel_net(config: ConfigDict, num_ids: int) -> PixelNet:
-    """In place of metabin_jax.build.build_model."""
-    return PixelNet(num_ids)
+@contextmanager
+def pixel_nets() -> Iterator[None]:
+    """Runs are built with a PixelNet, whatever their config says."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (build, train):
+            patch.setattr(module, "build_model", lambda config, num_ids: PixelNet(num_ids))
+        yield
+
+
+def rows(workdir: Path) -> list[dict]:
+    """What stands in metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+class Killed(Exception):
+    pass
+
+
+@contextmanager
+def killed_after(step: int) -> Iterator[None]:
+    """A training in this context dies once `step` is done."""
+    read_batches = train.read_batches
+
+    def dying(run, images, start, stop):
+        yield from read_batches(run, images, start, min(step, stop))
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "read_batches", dying)
+        yield
