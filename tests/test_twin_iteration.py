@@ -16,8 +16,8 @@ from metabin_jax.models.mobilenetv2 import Stage
 
 torch = pytest.importorskip("torch")
 
-import torch_twin as twin  # noqa: E402
-from twin_compare import worst  # noqa: E402
+import torch_twin as twin
+from twin_compare import worst
 
 CLASSES, HEIGHT, WIDTH = 10, 32, 16
 # One block with a residual and one with a stride: compilation takes nearly all the time here and grows with them.

@@ -11,8 +11,8 @@ from metabin_jax import norm
 
 torch = pytest.importorskip("torch")
 
-from torch_nets import LAYERS, from_flax, load_flax  # noqa: E402
-from twin_compare import distance, worst  # noqa: E402
+from torch_nets import LAYERS, from_flax, load_flax
+from twin_compare import distance, worst
 
 CHANNELS = 7
 SHAPE_NHWC = (6, 5, 4, CHANNELS)

@@ -11,8 +11,8 @@ from metabin_jax import build, losses, schedules
 
 torch = pytest.importorskip("torch")
 
-import torch_twin as twin  # noqa: E402
-from twin_compare import distance, worst  # noqa: E402
+import torch_twin as twin
+from twin_compare import distance, worst
 
 CLASSES = 9
 # Unequal domains (12, 8 and 6 images); an identity with a single image; identities within their domain.

@@ -12,8 +12,8 @@ from metabin_jax.models.reid import TINY
 
 torch = pytest.importorskip("torch")
 
-from torch_nets import build, from_flax, load_flax  # noqa: E402
-from twin_compare import distance, worst  # noqa: E402
+from torch_nets import build, from_flax, load_flax
+from twin_compare import distance, worst
 
 CLASSES = 5
 IMAGES, HEIGHT, WIDTH = 2, 48, 32
