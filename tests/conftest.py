@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -15,3 +16,32 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+# What test_train and test_resume share; tiny_run is imported late, when the settings above hold.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from tiny_run import draw_folder
+
+    return draw_folder(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="module")
+def quick_net():
+    from tiny_run import pixel_nets
+
+    with pixel_nets():
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(folder, quick_net, tmp_path_factory):
+    """The workdir of a run that nothing interrupted, and its result."""
+    from tiny_run import tiny_config
+
+    from metabin_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("straight")
+    return workdir, train(tiny_config(folder), workdir)

@@ -11,29 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import STEPS, Killed, draw_folder, killed_after, pixel_nets, rows, tiny_config
+from tiny_run import STEPS, Killed, killed_after, rows, tiny_config
 
 from metabin_jax import build, train
 from metabin_jax.algorithm import MetaBIN
 from metabin_jax.checkpoint import Checkpoints
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_folder(tmp_path_factory.mktemp("resume") / "data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_net():
-    with pixel_nets():
-        yield
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    """The workdir of a run that nothing interrupted, and its result."""
-    workdir = tmp_path_factory.mktemp("straight")
-    return workdir, train.train(tiny_config(folder), workdir)
+pytestmark = pytest.mark.usefixtures("quick_net")
 
 
 def state_of(config, workdir, step=STEPS):

@@ -5,29 +5,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import DOMAINS, STEPS, draw_folder, killed_after, pixel_nets, rows, tiny_config
+from tiny_run import DOMAINS, STEPS, draw_folder, killed_after, rows, tiny_config
 
 from metabin_jax import build, train
 from metabin_jax.data import synthetic
 from metabin_jax.evaluation import evaluate_domain
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_folder(tmp_path_factory.mktemp("train") / "data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_net():
-    with pixel_nets():
-        yield
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    """The workdir of a run that nothing interrupted, and its result."""
-    workdir = tmp_path_factory.mktemp("straight")
-    return workdir, train.train(tiny_config(folder), workdir)
+pytestmark = pytest.mark.usefixtures("quick_net")
 
 
 def test_what_a_run_leaves_behind(folder, straight):
