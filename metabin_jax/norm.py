@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Coefficients = tuple[Array, Array]
 
 
 def instance_moments(x_NHWC: Array) -> tuple[Array, Array]:
@@ -70,19 +71,21 @@ class _Norm(nn.Module):
             running_var.value = keep * running_var.value + self.momentum * unbiased_C
         return self.standardiser(mean_C, var_C)
 
-    def affine(self, x_NHWC: Array, scale_NC: Array, shift_NC: Array) -> Array:
-        """y = x * scale + shift ([N, C] or [1, C]) in the moments' precision, returned as `dtype` or x's own."""
-        y_NHWC = x_NHWC * scale_NC[:, None, None, :] + shift_NC[:, None, None, :]
-        return y_NHWC.astype(self.dtype or x_NHWC.dtype)
-
-    def mix(
-        self, x_NHWC: Array, moments: tuple[Array, Array], batch_C: Array, instance_C: Array, shift_C: Array
-    ) -> Array:
-        """y = batch_C * x + instance_C * xI + shift_C, xI being x by each image's own moments."""
+    def mix(self, moments: tuple[Array, Array], batch_C: Array, instance_C: Array, shift_C: Array) -> Coefficients:
+        """Those of y = batch_C * x + instance_C * xI + shift_C, xI being x by each image's own moments."""
         in_NC, in_shift_NC = self.standardiser(*moments)
         # One broadcast of each [C] vector: its gradient is then one sum over N.
         instance_NC = jnp.broadcast_to(instance_C[None], in_NC.shape)
-        return self.affine(x_NHWC, batch_C[None] + instance_NC * in_NC, shift_C[None] + instance_NC * in_shift_NC)
+        return batch_C[None] + instance_NC * in_NC, shift_C[None] + instance_NC * in_shift_NC
+
+    def coefficients(self, x_NHWC: Array, train: bool) -> Coefficients:
+        """The layer as scale and shift, each [N, C] or [1, C], in the moments' precision: y = x * scale + shift."""
+        raise NotImplementedError
+
+    def __call__(self, x_NHWC: Array, train: bool) -> Array:
+        scale_NC, shift_NC = self.coefficients(x_NHWC, train)
+        y_NHWC = x_NHWC * scale_NC[:, None, None, :] + shift_NC[:, None, None, :]
+        return y_NHWC.astype(self.dtype or x_NHWC.dtype)
 
 
 class BatchInstanceNorm(_Norm):
@@ -95,7 +98,7 @@ class BatchInstanceNorm(_Norm):
     """
 
     @nn.compact
-    def __call__(self, x_NHWC: Array, train: bool) -> Array:
+    def coefficients(self, x_NHWC: Array, train: bool) -> Coefficients:
         chex.assert_rank(x_NHWC, 4)
         channels = x_NHWC.shape[-1]
         bn_scale_C = self.vector("bn_scale", nn.initializers.ones, channels)
@@ -107,7 +110,7 @@ class BatchInstanceNorm(_Norm):
         moments = instance_moments(x_NHWC)
         bn_C, bn_shift_C = self.batch_standardiser(x_NHWC, batch_moments(*moments) if train else None)
         shift_C = rho_C * (bn_scale_C * bn_shift_C + bn_bias_C) + (1 - rho_C) * in_bias_C
-        return self.mix(x_NHWC, moments, rho_C * bn_scale_C * bn_C, (1 - rho_C) * in_scale_C, shift_C)
+        return self.mix(moments, rho_C * bn_scale_C * bn_C, (1 - rho_C) * in_scale_C, shift_C)
 
 
 class SharedBatchInstanceNorm(_Norm):
@@ -117,7 +120,7 @@ class SharedBatchInstanceNorm(_Norm):
     """
 
     @nn.compact
-    def __call__(self, x_NHWC: Array, train: bool) -> Array:
+    def coefficients(self, x_NHWC: Array, train: bool) -> Coefficients:
         chex.assert_rank(x_NHWC, 4)
         channels = x_NHWC.shape[-1]
         scale_C = self.vector("scale", nn.initializers.ones, channels)
@@ -127,7 +130,7 @@ class SharedBatchInstanceNorm(_Norm):
         moments = instance_moments(x_NHWC)
         bn_C, bn_shift_C = self.batch_standardiser(x_NHWC, batch_moments(*moments) if train else None)
         shift_C = scale_C * rho_C * bn_shift_C + bias_C
-        return self.mix(x_NHWC, moments, scale_C * rho_C * bn_C, scale_C * (1 - rho_C), shift_C)
+        return self.mix(moments, scale_C * rho_C * bn_C, scale_C * (1 - rho_C), shift_C)
 
 
 class BatchNorm(_Norm):
@@ -136,7 +139,7 @@ class BatchNorm(_Norm):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x_NHWC: Array, train: bool) -> Array:
+    def coefficients(self, x_NHWC: Array, train: bool) -> Coefficients:
         chex.assert_rank(x_NHWC, 4)
         channels = x_NHWC.shape[-1]
         scale_C = self.vector("scale", nn.initializers.ones, channels)
@@ -145,32 +148,36 @@ class BatchNorm(_Norm):
         shift_C = scale_C * bn_shift_C
         if self.use_bias:
             shift_C = shift_C + self.vector("bias", nn.initializers.zeros, channels)
-        return self.affine(x_NHWC, (scale_C * bn_C)[None], shift_C[None])
+        return (scale_C * bn_C)[None], shift_C[None]
 
 
 class InstanceNorm(_Norm):
     """Plain IN with an affine: params scale, bias [C]. Nothing is running, so `train` changes nothing."""
 
     @nn.compact
-    def __call__(self, x_NHWC: Array, train: bool) -> Array:
+    def coefficients(self, x_NHWC: Array, train: bool) -> Coefficients:
         chex.assert_rank(x_NHWC, 4)
         channels = x_NHWC.shape[-1]
         scale_C = self.vector("scale", nn.initializers.ones, channels)
         bias_C = self.vector("bias", nn.initializers.zeros, channels)
-        return self.mix(x_NHWC, instance_moments(x_NHWC), jnp.zeros_like(scale_C), scale_C, bias_C)
+        return self.mix(instance_moments(x_NHWC), jnp.zeros_like(scale_C), scale_C, bias_C)
 
 
 class HalfNorm(_Norm):
     """Table 4's "BN+IN half": BN on the first C // 2 channels, IN on the others, each with its own variables."""
 
     @nn.compact
-    def __call__(self, x_NHWC: Array, train: bool) -> Array:
+    def coefficients(self, x_NHWC: Array, train: bool) -> Coefficients:
         chex.assert_rank(x_NHWC, 4)
         bn = BatchNorm(self.momentum, self.epsilon, self.dtype, name="bn")
         instance = InstanceNorm(self.momentum, self.epsilon, self.dtype, name="in")
         half = x_NHWC.shape[-1] // 2
-        bn_NHWC, in_NHWC = bn(x_NHWC[..., :half], train), instance(x_NHWC[..., half:], train)
-        return jnp.concatenate([bn_NHWC, in_NHWC], axis=-1)
+        halves = bn.coefficients(x_NHWC[..., :half], train), instance.coefficients(x_NHWC[..., half:], train)
+        images = x_NHWC.shape[0]
+        scales, shifts = zip(
+            *[[jnp.broadcast_to(a, (images, a.shape[1])) for a in each] for each in halves], strict=True
+        )
+        return jnp.concatenate(scales, axis=1), jnp.concatenate(shifts, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,17 @@
-"""Convolutions as the backbones use them: no bias, PyTorch's symmetric padding, fast on a CPU too.
+"""Convolutions as the backbones use them: no bias, PyTorch's symmetric padding, fast and frugal on a CPU too.
 
 Kernels are float32 [kh, kw, in / groups, out]; compute and output are in `dtype` (the input's own when None).
+
+Each takes its input as it is, or with what a norm layer and an activation are still to make of it (`Before`). On a CPU
+the backward pass then keeps only the input and makes the rest again, a few images at a time, which halves the memory of
+training. It is written out because XLA's CPU compiler takes `jax.checkpoint` back outside of loops. Other platforms
+fuse the three steps themselves.
 """
 
-from functools import partial
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,9 +19,19 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
+Convolution = Callable[[Array, Array], Array]  # (x_NHWC, kernel) -> y_NHWC
 
 # He et al. 2015 by fan-out, as torchvision starts both backbones.
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+GROUP = 4  # images whose share of a kernel's gradient is computed at a time; measured: 2 to 8 are equally fast
+
+
+class Before(NamedTuple):
+    """act(x * scale + shift), still to be done to an input x; scale and shift [N, C] or [1, C]."""
+
+    scale_NC: Array
+    shift_NC: Array
+    act: Callable[[Array], Array]
 
 
 class Conv(nn.Module):
@@ -25,17 +43,11 @@ class Conv(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x_NHWC: Array) -> Array:
-        k, pad = self.kernel_size, self.kernel_size // 2
+    def __call__(self, x_NHWC: Array, before: Before | None = None) -> Array:
+        k = self.kernel_size
         kernel = self.param("kernel", kernel_init, (k, k, x_NHWC.shape[-1], self.features), jnp.float32)
-        dtype = self.dtype or x_NHWC.dtype
-        return jax.lax.conv_general_dilated(
-            x_NHWC.astype(dtype),
-            kernel.astype(dtype),
-            (self.stride, self.stride),
-            [(pad, pad), (pad, pad)],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        conv = functools.partial(by_library, stride=self.stride)
+        return convolve(conv, conv, x_NHWC, kernel.astype(self.dtype or x_NHWC.dtype), before)
 
 
 class PointwiseConv(nn.Module):
@@ -46,12 +58,10 @@ class PointwiseConv(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x_NHWC: Array) -> Array:
+    def __call__(self, x_NHWC: Array, before: Before | None = None) -> Array:
         kernel = self.param("kernel", kernel_init, (1, 1, x_NHWC.shape[-1], self.features), jnp.float32)
-        dtype = self.dtype or x_NHWC.dtype
-        x_NHWC = x_NHWC[:, :: self.stride, :: self.stride].astype(dtype)
-        y_RC = x_NHWC.reshape(-1, x_NHWC.shape[-1]) @ kernel[0, 0].astype(dtype)
-        return y_RC.reshape(*x_NHWC.shape[:3], self.features)
+        x_NHWC = x_NHWC[:, :: self.stride, :: self.stride]
+        return convolve(pointwise, pointwise, x_NHWC, kernel.astype(self.dtype or x_NHWC.dtype), before)
 
 
 class DepthwiseConv(nn.Module):
@@ -61,81 +71,105 @@ class DepthwiseConv(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x_NHWC: Array) -> Array:
+    def __call__(self, x_NHWC: Array, before: Before | None = None) -> Array:
         # Fan-out counts the outputs one kernel feeds: 9, so the shape's last axis must not be the channels.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=-1, out_axis=-2)
         kernel = self.param("kernel", init, (3, 3, 1, x_NHWC.shape[-1]), jnp.float32)
-        dtype = self.dtype or x_NHWC.dtype
-        return depthwise_conv(x_NHWC.astype(dtype), kernel.astype(dtype), self.stride)
+        shifts, library = (functools.partial(conv, stride=self.stride) for conv in (depthwise_by_shifts, by_library))
+        return convolve(shifts, library, x_NHWC, kernel.astype(self.dtype or x_NHWC.dtype), before)
 
 
-def depthwise_conv(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
-    """3 x 3 depthwise convolution, padding 1: the library's, except on a CPU, where XLA's is very slow."""
-    return jax.lax.platform_dependent(
-        x_NHWC,
-        kernel_331C,
-        cpu=partial(depthwise_by_shifts, stride=stride),
-        default=partial(_depthwise_by_library, stride=stride),
-    )
-
-
-def _depthwise_by_library(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
+def by_library(x_NHWC: Array, kernel: Array, stride: int) -> Array:
+    """XLA's convolution; depthwise where the kernel has one input channel."""
+    pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x_NHWC,
-        kernel_331C,
+        kernel,
         (stride, stride),
-        [(1, 1), (1, 1)],
+        [(pad, pad), (pad, pad)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x_NHWC.shape[-1],
+        feature_group_count=x_NHWC.shape[-1] // kernel.shape[2],
     )
 
 
-def _nine_shifts(x_NHWC: Array, stride: int) -> list[Array]:
-    """The input each kernel tap sees: nine arrays of the output's shape."""
+def depthwise_by_shifts(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
+    """The depthwise convolution as nine shifted multiply-adds: XLA's own is very slow on a CPU."""
     height, width = x_NHWC.shape[1:3]
     padded = jnp.pad(x_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def depthwise_by_shifts(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
-    """The same convolution as nine shifted multiply-adds.
-
-    Its derivative is written below in plain JAX functions, so it differentiates to any order in both modes.
-    """
     taps_9C = kernel_331C.reshape(9, 1, 1, 1, -1)
-    return sum(shifted * tap for shifted, tap in zip(_nine_shifts(x_NHWC, stride), taps_9C, strict=True))
+    shifts = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+    return functools.reduce(jnp.add, (shift * tap for shift, tap in zip(shifts, taps_9C, strict=True)))
 
 
-@partial(depthwise_by_shifts.defjvp, symbolic_zeros=True)
-def _depthwise_jvp(stride, primals, tangents):
-    x_NHWC, kernel_331C = primals
-    dx_NHWC, dkernel_331C = tangents
-    out = depthwise_by_shifts(x_NHWC, kernel_331C, stride)
-    tangent = jnp.zeros_like(out)
-    if not isinstance(dx_NHWC, SymbolicZero):
-        tangent += depthwise_by_shifts(dx_NHWC, kernel_331C, stride)
-    if not isinstance(dkernel_331C, SymbolicZero):
-        tangent += _depthwise_by_groups(x_NHWC, dkernel_331C, stride)
-    return out, tangent
+def pointwise(x_NHWC: Array, kernel_11CD: Array) -> Array:
+    return (x_NHWC.reshape(-1, x_NHWC.shape[-1]) @ kernel_11CD[0, 0]).reshape(*x_NHWC.shape[:3], -1)
 
 
-def _depthwise_by_groups(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array:
-    """The same convolution, a few images at a time, with one kernel per column of pixels.
+def convolve(
+    cpu: Convolution, elsewhere: Convolution, x_NHWC: Array, kernel: Array, before: Before | None = None
+) -> Array:
+    """The convolution of x after `before`, computed in the kernel's dtype: by `cpu` on a CPU."""
+    coefficients: tuple[Array, ...] = ()
+    if before is None:
+        prepare = functools.partial(_cast, kernel.dtype)
+    else:
+        prepare = functools.partial(_normalise_and_cast, before.act, kernel.dtype)
+        coefficients = tuple(jnp.broadcast_to(a, (x_NHWC.shape[0], a.shape[1])) for a in before[:2])
+    return jax.lax.platform_dependent(
+        kernel,
+        x_NHWC,
+        *coefficients,
+        cpu=functools.partial(_frugal, prepare, cpu),
+        default=functools.partial(_plain, prepare, elsewhere),
+    )
 
-    Its transpose is what counts: it adds nine [W, C] accumulators up over the groups and reduces them once at the end,
-    where the transpose of the nine shifts reduces nine whole products over N, H and W. The checkpoint makes it cut the
-    shifts anew instead of storing all of them.
+
+def _cast(dtype: jnp.dtype, x_NHWC: Array) -> Array:
+    return x_NHWC.astype(dtype)
+
+
+def _normalise_and_cast(act: Callable, dtype: jnp.dtype, x_NHWC: Array, scale_NC: Array, shift_NC: Array) -> Array:
+    return act(x_NHWC * scale_NC[:, None, None, :] + shift_NC[:, None, None, :]).astype(dtype)
+
+
+def _plain(prepare: Callable[..., Array], conv: Convolution, kernel: Array, *per_image: Array) -> Array:
+    return conv(prepare(*per_image), kernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _frugal(prepare: Callable[..., Array], conv: Convolution, kernel: Array, *per_image: Array) -> Array:
+    """`_plain`, whose gradient in the kernel keeps what came in and not what `prepare` made of it.
+
+    The derivative is written below in plain JAX functions, so it differentiates to any order in both modes.
     """
-    group = 4 if x_NHWC.shape[0] % 4 == 0 else x_NHWC.shape[0]  # measured: 4 to 8 images are fastest
-    width = -(-x_NHWC.shape[2] // stride)
-    taps_911WC = jnp.broadcast_to(kernel_331C.reshape(9, 1, 1, 1, -1), (9, 1, 1, width, x_NHWC.shape[-1]))
+    return _plain(prepare, conv, kernel, *per_image)
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def one_group(taps_911WC, x_NHWC):
-        shifts = _nine_shifts(x_NHWC, stride)
-        return sum(shifted * tap_11WC for shifted, tap_11WC in zip(shifts, taps_911WC, strict=True))
 
-    groups = x_NHWC.reshape(-1, group, *x_NHWC.shape[1:])
-    out = jax.lax.scan(lambda _, x_NHWC: (None, one_group(taps_911WC, x_NHWC)), None, groups)[1]
+@functools.partial(_frugal.defjvp, symbolic_zeros=True)
+def _frugal_jvp(prepare, conv, primals, tangents):
+    kernel, *per_image = primals
+    kernel_dot, *per_image_dot = tangents
+    if all(isinstance(dot, SymbolicZero) for dot in per_image_dot):
+        out = _plain(prepare, conv, *primals)
+        out_dot = jnp.zeros_like(out)
+    else:
+        pairs = zip(per_image, per_image_dot, strict=True)
+        dots = [jnp.zeros_like(primal) if isinstance(dot, SymbolicZero) else dot for primal, dot in pairs]
+        prepared, prepared_dot = jax.jvp(prepare, tuple(per_image), tuple(dots))
+        out, out_dot = conv(prepared, kernel), conv(prepared_dot, kernel)
+    if not isinstance(kernel_dot, SymbolicZero):
+        out_dot += _by_groups(functools.partial(_plain, prepare, conv), kernel_dot, *per_image)
+    return out, out_dot
+
+
+def _by_groups(f: Callable[..., Array], kernel: Array, *per_image: Array) -> Array:
+    """f(kernel, *per_image), a few images at a time.
+
+    Its transpose in the kernel is what counts: it adds up over the groups, each in the processor's cache. The
+    checkpoint makes it prepare a group again instead of storing all of them.
+    """
+    size = math.gcd(GROUP, per_image[0].shape[0])
+    one_group = jax.checkpoint(f, prevent_cse=False)
+    groups = tuple(a.reshape(-1, size, *a.shape[1:]) for a in per_image)
+    out = jax.lax.scan(lambda _, images: (None, one_group(kernel, *images)), None, groups)[1]
     return out.reshape(-1, *out.shape[2:])

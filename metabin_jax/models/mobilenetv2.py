@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metabin_jax.models.convolution import Conv, DepthwiseConv, PointwiseConv
+from metabin_jax.models.convolution import Before, Conv, DepthwiseConv, PointwiseConv
 from metabin_jax.norm import NormFactory
 
 
@@ -57,14 +57,17 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x_NHWC: jax.Array, train: bool) -> jax.Array:
+        def normalised(name: str, y_NHWC: jax.Array) -> Before:
+            return Before(*self.norm(self.depth, name=name).coefficients(y_NHWC, train), self.act)
+
         channels = x_NHWC.shape[-1]
-        y_NHWC = x_NHWC
+        y_NHWC, before = x_NHWC, None
         if self.expansion != 1 or self.expand_always:
-            y_NHWC = PointwiseConv(channels * self.expansion, dtype=self.dtype, name="expand")(y_NHWC)
-            y_NHWC = self.act(self.norm(self.depth, name="expand_norm")(y_NHWC, train))
-        y_NHWC = DepthwiseConv(self.stride, dtype=self.dtype, name="depthwise")(y_NHWC)
-        y_NHWC = self.act(self.norm(self.depth, name="depthwise_norm")(y_NHWC, train))
-        y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="project")(y_NHWC)
+            y_NHWC = PointwiseConv(channels * self.expansion, dtype=self.dtype, name="expand")(x_NHWC)
+            before = normalised("expand_norm", y_NHWC)
+        y_NHWC = DepthwiseConv(self.stride, dtype=self.dtype, name="depthwise")(y_NHWC, before)
+        before = normalised("depthwise_norm", y_NHWC)
+        y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="project")(y_NHWC, before)
         y_NHWC = self.norm(self.depth, name="project_norm")(y_NHWC, train)
         keeps_shape = self.stride == 1 and self.features == channels
         return x_NHWC + y_NHWC if keeps_shape else y_NHWC

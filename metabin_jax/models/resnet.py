@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metabin_jax.models.convolution import Conv, PointwiseConv
+from metabin_jax.models.convolution import Before, Conv, PointwiseConv
 from metabin_jax.norm import NormFactory
 
 
@@ -19,11 +19,14 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x_NHWC: jax.Array, train: bool) -> jax.Array:
+        def normalised(name: str, y_NHWC: jax.Array) -> Before:
+            return Before(*self.norm(self.depth, name=name).coefficients(y_NHWC, train), nn.relu)
+
         y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="conv1")(x_NHWC)
-        y_NHWC = nn.relu(self.norm(self.depth, name="norm1")(y_NHWC, train))
-        y_NHWC = Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv2")(y_NHWC)
-        y_NHWC = nn.relu(self.norm(self.depth, name="norm2")(y_NHWC, train))
-        y_NHWC = PointwiseConv(4 * self.features, dtype=self.dtype, name="conv3")(y_NHWC)
+        before = normalised("norm1", y_NHWC)
+        y_NHWC = Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv2")(y_NHWC, before)
+        before = normalised("norm2", y_NHWC)
+        y_NHWC = PointwiseConv(4 * self.features, dtype=self.dtype, name="conv3")(y_NHWC, before)
         y_NHWC = self.norm(self.depth, name="norm3")(y_NHWC, train)
         if y_NHWC.shape != x_NHWC.shape:
             x_NHWC = PointwiseConv(4 * self.features, self.stride, dtype=self.dtype, name="shortcut")(x_NHWC)
