@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "b
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
+MARKET_PATH = re.compile(rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}")  # below the domain
 REQUIRED_COLUMNS = ("path", "pid", "camid", "domain")
 
 
@@ -45,7 +46,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     if not root.is_dir():
         raise FileNotFoundError(f"Data folder {root} does not exist or is not a folder.")
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if next(_images(root), None) or set(names) & set(SPLIT_FOLDERS):
+    if next(images(root), None) or set(names) & set(SPLIT_FOLDERS):
         raise ValueError(
             f"{root} holds the images of one domain, but a folder of domains is expected:"
             " point to its parent folder and choose this domain by name."
@@ -57,7 +58,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
         raise FileNotFoundError(f"Domain {missing[0]!r} is not in {root}, which holds: {', '.join(names)}.")
     if len(set(domains)) < len(domains):
         raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
-    return [record for domain in domains or names for record in _read_domain(root / domain)]
+    return [record for domain in domains or names for record in read_domain(root / domain, domain)]
 
 
 def read_csv(path: str | Path) -> list[Record]:
@@ -92,27 +93,46 @@ def read_csv(path: str | Path) -> list[Record]:
     ]
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def images(folder: Path) -> Iterator[Path]:
+    """The image files in `folder`, unsorted, but for the hidden ones."""
     for path in folder.iterdir():
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
             yield path
 
 
-def _read_domain(folder: Path) -> list[Record]:
-    records = []
-    for name, split in SPLIT_FOLDERS.items():
-        if not (folder / name).is_dir():
-            continue
-        for path in sorted(_images(folder / name), key=lambda p: p.name):
-            match = MARKET_NAME.match(path.name)
-            if match is None:
-                raise ValueError(
-                    f"{path}: the file name does not start with <pid>_c<camera> as in 0002_c1s1_000451.jpg:"
-                    " rename it, or list the images in a CSV manifest (path,pid,camid,domain)."
-                )
-            pid, camid = match.groups()
-            if pid != JUNK_PID:
-                records.append(Record(str(path), int(pid), int(camid), folder.name, split))
+def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str) -> list[tuple[Path, re.Match]]:
+    """Every image in the `folders` below root that exist, with the match of its path below root, written with "/".
+
+    Sorted by file name within a folder. form: of a right name, for the error.
+
+    Raises:
+      ValueError: some do not match from their start on (as in `name_error`).
+    """
+    here = [root / folder for folder in folders if (root / folder).is_dir()]
+    paths = [path for folder in here for path in sorted(images(folder), key=lambda p: p.name)]
+    matches = [(path, name.match(path.relative_to(root).as_posix())) for path in paths]
+    if wrong := [path for path, match in matches if match is None]:
+        raise name_error(wrong, form)
+    return [(path, match) for path, match in matches if match]
+
+
+def name_error(wrong: Sequence[Path], form: str) -> ValueError:
+    """One sentence for all wrong file names: the first, and how many there are."""
+    how_many = f" ({len(wrong)} such names in all)" if len(wrong) > 1 else ""
+    return ValueError(
+        f"{wrong[0]}: the file name does not start with {form}{how_many}:"
+        " rename it, or list the images in a CSV manifest (path,pid,camid,domain)."
+    )
+
+
+def read_domain(folder: Path, domain: str) -> list[Record]:
+    """The images of one domain, as `read_folder` reads them. Raises ValueError as it does."""
+    form = "<pid>_c<camera> as in 0002_c1s1_000451.jpg"
+    records = [
+        Record(str(path), int(match[2]), int(match[3]), domain, SPLIT_FOLDERS[match[1] or "."])
+        for path, match in match_names(folder, SPLIT_FOLDERS, MARKET_PATH, form)
+        if match[2] != JUNK_PID
+    ]
     if not records:
         raise ValueError(
             f"Domain folder {folder} holds no image ({', '.join(EXTENSIONS)}), neither itself nor in"
