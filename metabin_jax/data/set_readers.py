@@ -1,0 +1,168 @@
+"""One reader per layout of a published data set: (root, domain) -> Records. `sets` says which set has which layout.
+
+Every reader raises ValueError for image names that do not fit (one sentence: the first, and how many) and ignores
+hidden files and files that are no images. Records come folder by folder, sorted by file name within a folder.
+"""
+
+import re
+from pathlib import Path
+
+from metabin_jax.data.records import Record, match_names, name_error, read_domain
+
+PAIRS = range(1, 6)
+PAIR_PID = 10_000  # numbers within a pair have at most four digits
+TEST_PID = 10_000  # MSMT17 numbers its test identities from 0 again, in four digits
+PRID_SHARED = 200
+CUHK02_NAME = re.compile(r"P(\d)/cam(\d)/(\d{1,4})_")
+CUHK03_NAME = re.compile(r"images_detected/([1-5])_(\d{1,4})_([12])_\d+\.")
+CUHKSYSU_NAME = re.compile(r"cropped_image/p(\d+)_n\d+_s\d+_hard[01]\.")
+MSMT17_LINE = re.compile(r"((?:.*/)?\d+_\d+_(\d+)_[^/]*) (\d{1,4})")
+MSMT17_LISTS = {
+    "list_train.txt": "train",
+    "list_val.txt": "train",
+    "list_query.txt": "query",
+    "list_gallery.txt": "gallery",
+}
+VIPER_NAME = re.compile(r"cam_([ab])/(\d+)_\d+\.")
+PRID_NAME = re.compile(r"\w+_shot/cam_([ab])/person_(\d{4})[./]")
+GRID_NAME = re.compile(r"(probe|gallery)/(\d+)_(\d+)_")
+ILIDS_NAME = re.compile(r"\w+/(\d{4})(\d{3})\.")
+CAMERAS = {"a": 1, "b": 2}
+
+
+def read_market(root: Path, domain: str) -> list[Record]:
+    """Market-1501 (Zheng et al., ICCV 2015) and what took over its layout, as `records.read_folder` describes it.
+
+    DukeMTMC-reID (Zheng et al., ICCV 2017) is such a set. Its authors WITHDREW it: it can be read where somebody has
+    it, for a comparison with published numbers, and new work should do without.
+    """
+    return read_domain(root, domain)
+
+
+def read_cuhk02(root: Path, domain: str) -> list[Record]:
+    """CUHK02 (Li and Wang, CVPR 2013): P1..P5/cam1|cam2/001_1.png, the identity before the first "_".
+
+    Identities and cameras are counted anew in each pair: pid is 10000 * pair + number, camid 1..10.
+    """
+    found = match_names(
+        root,
+        [f"P{pair}/cam{camera}" for pair in PAIRS for camera in (1, 2)],
+        CUHK02_NAME,
+        "<pid>_ as in 001_1.png",
+    )
+    return [_of_pair(path, int(m[1]), int(m[2]), int(m[3]), domain) for path, m in found]
+
+
+def read_cuhk03(root: Path, domain: str) -> list[Record]:
+    """CUHK03 (Li et al., CVPR 2014), detected boxes: images_detected/{pair}_{pid}_{view}_{n}.png as in 1_001_1_01.png.
+
+    pid and camid as for CUHK02. All of split "all": the 20 random splits and the later 767/700 one stand in .mat files.
+
+    Raises:
+      ValueError: only cuhk-03.mat is there, or a file name does not fit.
+    """
+    if not (root / "images_detected").is_dir():
+        raise ValueError(
+            f"{root / 'cuhk-03.mat'} is not read itself: extract the images of its cell array 'detected' to"
+            f" {root / 'images_detected'}/<pair>_<pid>_<view>_<n>.png, all numbers from 1, as in 1_001_1_01.png."
+        )
+    form = "<pair>_<pid>_<view>_<n> as in 1_001_1_01.png"
+    found = match_names(root, ["images_detected"], CUHK03_NAME, form)
+    return [_of_pair(path, int(m[1]), int(m[3]), int(m[2]), domain) for path, m in found]
+
+
+def read_cuhksysu(root: Path, domain: str) -> list[Record]:
+    """CUHK-SYSU (Xiao et al., CVPR 2017) as ready crops: cropped_image/p00001_n01_s00001_hard0.png.
+
+    The set was filmed with hand-held cameras and taken from films: no camera is known. Each image is its own camera
+    (1, 2, ... in the order of the names), so that every other image of its identity counts as another view: nothing
+    but the image itself is dropped in an evaluation, and no identity looks as if one camera alone had seen it.
+    """
+    form = "p<pid>_n<n>_s<scene>_hard<0 or 1> as in p00001_n01_s00001_hard0.png"
+    found = match_names(root, ["cropped_image"], CUHKSYSU_NAME, form)
+    return [Record(str(path), int(m[1]), camid, domain, "all") for camid, (path, m) in enumerate(found, start=1)]
+
+
+def read_msmt17(root: Path, domain: str) -> list[Record]:
+    """MSMT17 (Wei et al., CVPR 2018), V1 in train and test, V2 (faces masked) in mask_train_v2 and mask_test_v2.
+
+    The list_*.txt hold "0000/0000_000_01_0303morning_0008_0.jpg 0": path, pid; the camera is the name's third number.
+    list_val belongs to split "train". Test identities are other persons under the same numbers: 10000 is added.
+
+    Raises:
+      ValueError: a line does not fit, or lists a file that is not there.
+    """
+    train, test = ("train", "test") if (root / "train").is_dir() else ("mask_train_v2", "mask_test_v2")
+    records, wrong, missing = [], [], []
+    for name, split in MSMT17_LISTS.items():
+        for line in sorted((root / name).read_text(encoding="utf-8").splitlines()):
+            match = MSMT17_LINE.fullmatch(line.strip())
+            if match is None:
+                wrong.append(root / name / line)
+                continue
+            path = root / (train if split == "train" else test) / match[1]
+            if not path.is_file():
+                missing.append(path)
+            pid = int(match[3]) + (0 if split == "train" else TEST_PID)
+            records.append(Record(str(path), pid, int(match[2]), domain, split))
+    if wrong:
+        raise name_error(wrong, "<path>/<pid>_<n>_<camera>_... <pid> as in 0000/0000_000_01_0303morning_0008_0.jpg 0")
+    if missing:
+        raise ValueError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
+    return records
+
+
+def read_viper(root: Path, domain: str) -> list[Record]:
+    """VIPeR (Gray et al., PETS 2007): cam_a and cam_b (camid 1 and 2) with 000_45.bmp, that is <pid>_<angle>.
+
+    pid 0 is a person. Split "all": the halves for training and test are drawn by a protocol.
+    """
+    found = match_names(root, ["cam_a", "cam_b"], VIPER_NAME, "<pid>_<angle> as in 000_45.bmp")
+    return [Record(str(path), int(m[2]), CAMERAS[m[1]], domain, "all") for path, m in found]
+
+
+def read_prid2011(root: Path, domain: str) -> list[Record]:
+    """PRID2011 (Hirzer et al., SCIA 2011): single_shot/cam_{a,b}/person_0001.png, camid 1 and 2.
+
+    multi_shot, with folders as in cam_a/person_0001/0001.png, is read only where single_shot is not there. Persons
+    1..200 are in both views; above, the same number is another person in each, so 10000 is added in view a. Split
+    "all": what a protocol searches in is all of one view, the persons who are only there being the distractors.
+    """
+    shot = "single_shot" if (root / "single_shot").is_dir() else "multi_shot"
+    views = [f"{shot}/cam_{view}" for view in CAMERAS]
+    people = [path for view in views for path in (root / view).iterdir() if path.is_dir() and path.name[0] != "."]
+    folders = views + sorted(path.relative_to(root).as_posix() for path in people)
+    found = match_names(root, folders, PRID_NAME, "person_<pid> in four digits as in person_0001.png or person_0001/")
+    return [
+        Record(
+            str(path),
+            int(m[2]) + (10_000 if m[1] == "a" and int(m[2]) > PRID_SHARED else 0),
+            CAMERAS[m[1]],
+            domain,
+            "all",
+        )
+        for path, m in found
+    ]
+
+
+def read_grid(root: Path, domain: str) -> list[Record]:
+    """QMUL GRID (Loy et al., CVPR 2009): probe and gallery with 0001_1_25023_116_134_128_330.jpeg, <pid>_<camera>_...
+
+    They are the splits "query" and "gallery". pid 0 in the gallery is a person who is not among the probes.
+    """
+    splits = {"probe": "query", "gallery": "gallery"}
+    found = match_names(root, splits, GRID_NAME, "<pid>_<camera>_ as in 0001_1_25023_116_134_128_330.jpeg")
+    return [Record(str(path), int(m[2]), int(m[3]), domain, splits[m[1]]) for path, m in found]
+
+
+def read_ilids(root: Path, domain: str) -> list[Record]:
+    """QMUL i-LIDS (Zheng et al., BMVC 2009): images or Persons with 0001002.jpg, four digits of pid, three of a count.
+
+    No camera is known; the count serves as camid, so that two images of a person are never of one camera.
+    """
+    found = match_names(root, ["images", "Persons"], ILIDS_NAME, "seven digits (pid 4, count 3) as in 0001002.jpg")
+    return [Record(str(path), int(m[1]), int(m[2]), domain, "all") for path, m in found]
+
+
+def _of_pair(path: Path, pair: int, camera: int, number: int, domain: str) -> Record:
+    return Record(str(path), PAIR_PID * pair + number, 2 * (pair - 1) + camera, domain, "all")
