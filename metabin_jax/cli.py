@@ -1,4 +1,4 @@
-"""The command line: metabin train | evaluate."""
+"""The command line: metabin train | evaluate | doctor."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ USAGE = """usage: metabin COMMAND [options]
 commands:
   train      train from a config, resuming by itself from a workdir that has a checkpoint
   evaluate   evaluate a trained workdir on the domains named in its config, or on others
+  doctor     say what a folder or CSV manifest of images holds, and what is wrong with it
 
 metabin COMMAND --help lists the options of a command."""
 
@@ -37,6 +38,13 @@ EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--config.FIELD=VALUE .
   --config.data.eval_domains="('a',)"    other domains,
   --config.data.path=DIR                 images elsewhere,
   --config.eval.policy=ignore            or any other field of data, eval and selection"""
+
+DOCTOR_HELP = """usage: metabin doctor PATH
+
+  PATH    a published data set as it was unpacked, a folder of domains, or a CSV manifest
+
+Prints which set it is and its counts against the published ones, what each split holds, the queries without a valid
+match and why, and broken and duplicate images."""
 
 # What an evaluation may set; all else was fixed by the training.
 EVALUATION_FIELDS = ("data.", "eval.", "selection")
@@ -95,9 +103,19 @@ def evaluate(arguments: list[str]) -> None:
     _print_results(evaluate(config, options["workdir"]), options["workdir"])
 
 
+def doctor(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise ValueError("give one PATH: a data set, a folder of domains or a CSV manifest")
+    from metabin_jax.doctor import examine
+
+    for line in examine(arguments[0]):
+        print(line)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, TRAIN_HELP),
     "evaluate": (evaluate, EVALUATE_HELP),
+    "doctor": (doctor, DOCTOR_HELP),
 }
 
 

@@ -50,12 +50,15 @@ def test_help(capsys, arguments):
     assert all(command in out for command in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_a_command(capsys, command):
+OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.data.path=DIR")
+
+
+@pytest.mark.parametrize(("command", "options"), [("train", OPTIONS), ("evaluate", OPTIONS), ("doctor", ("PATH",))])
+def test_help_of_a_command(capsys, command, options):
     status, out, err = run(capsys, command, "--workdir=x", "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: metabin {command} ")
-    for option in ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.data.path=DIR"):
+    for option in options:
         assert option in out
     assert max(map(len, out.splitlines())) <= 120
 
@@ -71,7 +74,7 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate\n"
+    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, doctor\n"
 
 
 @pytest.mark.parametrize(

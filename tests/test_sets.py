@@ -3,19 +3,11 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from miniatures import MARKET, draw
 
 from metabin_jax.data import cache, dataset
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets import SETS, find, read_set
-
-
-def draw(folder: Path, *names: str) -> Path:
-    for number, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 4), (40 * number % 256, 90, 160)).save(path)
-    return folder
 
 
 def write(path: Path, text: str = "") -> None:
@@ -23,14 +15,6 @@ def write(path: Path, text: str = "") -> None:
     path.write_text(text, encoding="utf-8")
 
 
-MARKET = (
-    "bounding_box_train/0002_c1s1_000451_03.jpg",
-    "bounding_box_train/0002_c2s1_000501_01.jpg",
-    "query/0001_c1s1_001051_00.jpg",
-    "bounding_box_test/-1_c1s1_000401_03.jpg",
-    "bounding_box_test/0000_c1s1_000151_01.jpg",
-    "bounding_box_test/0001_c3s1_000551_00.jpg",
-)
 MARKET_LABELS = [(2, 1, "train"), (2, 2, "train"), (1, 1, "query"), (0, 1, "gallery"), (1, 3, "gallery")]
 DUKE = (
     "bounding_box_train/0001_c2_f0046182.jpg",

@@ -127,6 +127,11 @@ def find(path: str | Path) -> tuple[DataSet, Path]:
     return _only(path, SETS)
 
 
+def recognised(path: str | Path) -> bool:
+    """Whether a folder holds, itself or below, what looks like a known data set."""
+    return bool(_all_at(Path(path)))
+
+
 def read_set(name: str, path: str | Path) -> list[Record]:
     """Reads the data set `name` (one of SETS) from its own folder or from one that holds it, perhaps beside others.
 
