@@ -7,16 +7,25 @@ identity in that list. A query without a match has no rank: it is left out of ev
 All metrics are fractions in [0, 1].
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metabin_jax.evaluation.inputs import Labels, check_features
+
 METRICS = ("cosine", "euclidean")
 
-# The largest temporary array, the int64 sorting order of a block of queries, stays below 64 MB.
-_BLOCK_ELEMENTS = 8_000_000
+# The largest temporary array, the float32 distances of a block of queries to the gallery, stays below 256 MB.
+_BLOCK_ELEMENTS = 64_000_000
+
+# Gallery rows that are normalised and multiplied at once. With much fewer, the threads of the multiplication wait for
+# each other more than they work when other processes use the cores.
+_CHUNK_ROWS = 8192
+
+# Up to so many matches of a query, counting what is nearer than each takes less time than sorting the gallery.
+_FEW_MATCHES = 256
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,31 @@ def distance(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> 
     dtype = np.result_type(query_QD, gallery_GD, np.float32)
     query_QD, gallery_GD = query_QD.astype(dtype, copy=False), gallery_GD.astype(dtype, copy=False)
     if metric == "cosine":
-        return 1 - _unit_length(query_QD) @ _unit_length(gallery_GD).T
+        return 1 - unit_length(query_QD) @ unit_length(gallery_GD).T
     if metric == "euclidean":
         squared_QG = np.square(query_QD).sum(1)[:, None] + np.square(gallery_GD).sum(1) - 2 * query_QD @ gallery_GD.T
         return np.sqrt(np.maximum(squared_QG, 0))
     raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
 
 
-def _unit_length(feature_ND: NDArray) -> NDArray:
+def distance_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> Iterator[tuple[slice, NDArray]]:
+    """`distance` [B, G] of a block of queries after the other, without another array of the gallery's size [G, D].
+
+    The next block overwrites the one before.
+    """
+    blocks = list(_query_blocks(len(query_QD), len(gallery_GD)))
+    largest = max((rows.stop - rows.start for rows in blocks), default=0)
+    buffer_BG = np.empty((largest, len(gallery_GD)), np.result_type(query_QD, gallery_GD, np.float32))
+    for rows in blocks:
+        distance_BG = buffer_BG[: rows.stop - rows.start]
+        for start in range(0, len(gallery_GD), _CHUNK_ROWS):
+            chunk = slice(start, start + _CHUNK_ROWS)
+            distance_BG[:, chunk] = distance(query_QD[rows], gallery_GD[chunk], metric)
+        yield rows, distance_BG
+
+
+def unit_length(feature_ND: NDArray) -> NDArray:
+    """The features divided by their lengths; those of length zero stay zero."""
     length_N1 = np.linalg.norm(feature_ND, axis=1, keepdims=True)
     return feature_ND / np.where(length_N1 == 0, 1, length_N1)
 
@@ -82,8 +108,9 @@ def rank_metrics(
     distance_QG = np.asarray(distance_QG)
     if distance_QG.ndim != 2:
         raise ValueError(f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}.")
-    labels = _Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, *distance_QG.shape)
-    return _evaluate(lambda rows: distance_QG[rows], labels, ranks)
+    labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, *distance_QG.shape)
+    blocks = ((rows, distance_QG[rows]) for rows in _query_blocks(*distance_QG.shape))
+    return _evaluate(blocks, labels, ranks)
 
 
 def retrieval_metrics(
@@ -106,55 +133,18 @@ def retrieval_metrics(
     Raises:
       ValueError: as `rank_metrics`; unknown metric; a feature is not finite.
     """
-    query_QD, gallery_GD = np.asarray(query_QD), np.asarray(gallery_GD)
-    if query_QD.ndim != 2 or gallery_GD.ndim != 2 or query_QD.shape[1] != gallery_GD.shape[1]:
-        raise ValueError(
-            "features must have the shapes [queries, D] and [gallery, D] with one D, "
-            f"not {list(query_QD.shape)} and {list(gallery_GD.shape)}."
-        )
-    for name, feature_ND in (("query", query_QD), ("gallery", gallery_GD)):
-        bad = np.flatnonzero(~np.isfinite(feature_ND).all(axis=1))
-        if bad.size:
-            raise ValueError(f"the feature of {name} {bad[0]} is not finite ({bad.size} such rows): check the weights.")
-    labels = _Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, len(query_QD), len(gallery_GD))
-    return _evaluate(lambda rows: distance(query_QD[rows], gallery_GD, metric), labels, ranks)
+    query_QD, gallery_GD = check_features(query_QD, gallery_GD)
+    labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, len(query_QD), len(gallery_GD))
+    return _evaluate(distance_blocks(query_QD, gallery_GD, metric), labels, ranks)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    query_pid: NDArray
-    gallery_pid: NDArray
-    query_camid: NDArray
-    gallery_camid: NDArray
-
-    @classmethod
-    def check(
-        cls,
-        query_pid: ArrayLike,
-        gallery_pid: ArrayLike,
-        query_camid: ArrayLike,
-        gallery_camid: ArrayLike,
-        num_query: int,
-        num_gallery: int,
-    ) -> "_Labels":
-        labels = cls(*map(np.asarray, (query_pid, gallery_pid, query_camid, gallery_camid)))
-        for name, expected in (("query", num_query), ("gallery", num_gallery)):
-            for kind in ("pid", "camid"):
-                value = getattr(labels, f"{name}_{kind}")
-                if value.shape != (expected,):
-                    raise ValueError(f"{name}_{kind} must have the shape [{expected}], not {list(value.shape)}.")
-                if expected and not np.issubdtype(value.dtype, np.integer):
-                    raise ValueError(f"{name}_{kind} must hold integers, not {value.dtype}.")
-        return labels
-
-
-def _evaluate(distance_of: Callable[[slice], NDArray], labels: _Labels, ranks: Sequence[int]) -> RetrievalMetrics:
+def _evaluate(blocks: Iterable[tuple[slice, NDArray]], labels: Labels, ranks: Sequence[int]) -> RetrievalMetrics:
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks must be at least 1, not {list(ranks)}.")
     num_query = len(labels.query_pid)
     first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, num_query), np.nan)
-    for rows in _query_blocks(num_query, len(labels.gallery_pid)):
-        block = _rank_block(distance_of(rows), rows, labels)
+    for rows, distance_BG in blocks:
+        block = _rank_block(distance_BG, rows, labels)
         first_Q[rows], average_precision_Q[rows], inverse_penalty_Q[rows] = block
     valid_Q = ~np.isnan(first_Q)
 
@@ -176,19 +166,12 @@ def _query_blocks(num_query: int, num_gallery: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num_query))
 
 
-def _rank_block(distance_BG: NDArray, rows: slice, labels: _Labels) -> tuple[NDArray, NDArray, NDArray]:
+def _rank_block(distance_BG: NDArray, rows: slice, labels: Labels) -> tuple[NDArray, NDArray, NDArray]:
     """Rank of the first match, average precision and inverse negative penalty [B]; nan without a match."""
-    bad = np.flatnonzero(np.isnan(distance_BG).any(axis=1))
-    if bad.size:
-        raise ValueError(f"distance_QG holds NaN for query {rows.start + bad[0]}: check the features.")
-    order_BG = np.argsort(distance_BG, axis=1, kind="stable")
-    same_pid_BG = labels.gallery_pid[order_BG] == labels.query_pid[rows, None]
-    same_camid_BG = labels.gallery_camid[order_BG] == labels.query_camid[rows, None]
-    dropped_BG = same_pid_BG & same_camid_BG
-
-    # Matches are few: from here on only they are visited, ordered by query and, within a query, by rank.
-    query_M, column_M = np.nonzero(same_pid_BG & ~same_camid_BG)
-    rank_M = column_M + 1 - np.cumsum(dropped_BG, axis=1, dtype=np.int32)[query_M, column_M]
+    # The gallery is never sorted: matches are few, and only they need a rank.
+    rank_of_query = [_match_ranks(row_G, query, labels) for query, row_G in enumerate(distance_BG, rows.start)]
+    query_M = np.repeat(np.arange(len(distance_BG)), [len(rank_M) for rank_M in rank_of_query])
+    rank_M = np.concatenate(rank_of_query)
     count_B = np.bincount(query_M, minlength=len(distance_BG))
     matched_B = count_B > 0
     last_M = np.cumsum(count_B)[matched_B] - 1
@@ -201,3 +184,31 @@ def _rank_block(distance_BG: NDArray, rows: slice, labels: _Labels) -> tuple[NDA
     average_precision_B[matched_B] = precision_sum_B[matched_B] / count_B[matched_B]
     inverse_penalty_B[matched_B] = count_B[matched_B] / rank_M[last_M]
     return first_B, average_precision_B, inverse_penalty_B
+
+
+def _match_ranks(distance_G: NDArray, query: int, labels: Labels) -> NDArray:
+    """The ranks of a query's matches, from 1, increasing."""
+    if np.isnan(distance_G).any():
+        raise ValueError(f"distance_QG holds NaN for query {query}: check the features.")
+    column_S = np.flatnonzero(labels.gallery_pid == labels.query_pid[query])
+    column_S = column_S[np.argsort(distance_G[column_S], kind="stable")]
+    dropped_S = labels.gallery_camid[column_S] == labels.query_camid[query]
+    dropped_ahead_S = np.cumsum(dropped_S)
+    return _places(distance_G, column_S[~dropped_S]) - dropped_ahead_S[~dropped_S]
+
+
+def _places(distance_G: NDArray, column_M: NDArray) -> NDArray:
+    """The places, from 1, of these columns in the stable order of all."""
+    if len(column_M) > _FEW_MATCHES:
+        place_G = np.empty(len(distance_G), np.int64)
+        place_G[np.argsort(distance_G, kind="stable")] = np.arange(1, len(distance_G) + 1)
+        return place_G[column_M]
+    # What is equally far counts only up to the column itself, which is its own place 1.
+    return np.array(
+        [
+            np.count_nonzero(distance_G[: column + 1] <= distance_G[column])
+            + np.count_nonzero(distance_G[column + 1 :] < distance_G[column])
+            for column in column_M.tolist()
+        ],
+        np.int64,
+    )

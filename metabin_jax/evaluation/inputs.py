@@ -1,0 +1,65 @@
+"""Checks of what all evaluations take: features and labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Rows whose values are looked at together, so that no mask of the features' size is made.
+_CHUNK_ROWS = 4096
+
+
+def check_features(query_QD: ArrayLike, gallery_GD: ArrayLike) -> tuple[NDArray, NDArray]:
+    """The features as arrays.
+
+    Raises:
+      ValueError: they are not two matrices of one width; a feature is not finite.
+    """
+    query_QD, gallery_GD = np.asarray(query_QD), np.asarray(gallery_GD)
+    if query_QD.ndim != 2 or gallery_GD.ndim != 2 or query_QD.shape[1] != gallery_GD.shape[1]:
+        raise ValueError(
+            "features must have the shapes [queries, D] and [gallery, D] with one D, "
+            f"not {list(query_QD.shape)} and {list(gallery_GD.shape)}."
+        )
+    for name, feature_ND in (("query", query_QD), ("gallery", gallery_GD)):
+        starts = range(0, len(feature_ND), _CHUNK_ROWS)
+        finite = [np.isfinite(feature_ND[start : start + _CHUNK_ROWS]).all(axis=1) for start in starts]
+        bad = np.flatnonzero(~np.concatenate(finite)) if finite else np.array([])
+        if bad.size:
+            raise ValueError(f"the feature of {name} {bad[0]} is not finite ({bad.size} such rows): check the weights.")
+    return query_QD, gallery_GD
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Integers [Q] and [G]; see `metabin_jax.evaluation.metrics` for what they mean."""
+
+    query_pid: NDArray
+    gallery_pid: NDArray
+    query_camid: NDArray
+    gallery_camid: NDArray
+
+    @classmethod
+    def check(
+        cls,
+        query_pid: ArrayLike,
+        gallery_pid: ArrayLike,
+        query_camid: ArrayLike,
+        gallery_camid: ArrayLike,
+        num_query: int,
+        num_gallery: int,
+    ) -> "Labels":
+        """The labels as arrays.
+
+        Raises:
+          ValueError: a shape is not [num_query] or [num_gallery]; labels are not integers.
+        """
+        labels = cls(*map(np.asarray, (query_pid, gallery_pid, query_camid, gallery_camid)))
+        for name, expected in (("query", num_query), ("gallery", num_gallery)):
+            for kind in ("pid", "camid"):
+                value = getattr(labels, f"{name}_{kind}")
+                if value.shape != (expected,):
+                    raise ValueError(f"{name}_{kind} must have the shape [{expected}], not {list(value.shape)}.")
+                if expected and not np.issubdtype(value.dtype, np.integer):
+                    raise ValueError(f"{name}_{kind} must hold integers, not {value.dtype}.")
+        return labels
