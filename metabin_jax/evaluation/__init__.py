@@ -1,17 +1,23 @@
-"""Embeddings, retrieval metrics and the protocol that says what is a query."""
+"""Embeddings, re-ranking, retrieval and verification metrics, and the protocol that says what is a query."""
 
 from metabin_jax.evaluation.embedding import embed
 from metabin_jax.evaluation.metrics import RetrievalMetrics, distance, rank_metrics, retrieval_metrics
 from metabin_jax.evaluation.protocol import DomainResult, QueryGallery, evaluate_domain, query_gallery
+from metabin_jax.evaluation.rerank import query_expansion, rerank
+from metabin_jax.evaluation.verification import Verification, verification
 
 __all__ = [
     "DomainResult",
     "QueryGallery",
     "RetrievalMetrics",
+    "Verification",
     "distance",
     "embed",
     "evaluate_domain",
+    "query_expansion",
     "query_gallery",
     "rank_metrics",
+    "rerank",
     "retrieval_metrics",
+    "verification",
 ]
