@@ -3,8 +3,8 @@
 from metabin_jax.evaluation.embedding import embed
 from metabin_jax.evaluation.metrics import RetrievalMetrics, distance, rank_metrics, retrieval_metrics
 from metabin_jax.evaluation.protocol import DomainResult, QueryGallery, evaluate_domain, query_gallery
-from metabin_jax.evaluation.rerank import query_expansion, rerank
-from metabin_jax.evaluation.verification import Verification, verification
+from metabin_jax.evaluation.reranking import query_expansion, rerank
+from metabin_jax.evaluation.thresholds import Verification, verification
 
 __all__ = [
     "DomainResult",

@@ -1,13 +1,11 @@
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from metabin_jax.evaluation import verification
+from metabin_jax.evaluation import thresholds, verification
 
 # The package's attribute of this name is the function.
-module = sys.modules["metabin_jax.evaluation.verification"]
 
 
 def loop_over_pairs(query_QD, gallery_GD, query_pid, gallery_pid, query_camid, gallery_camid, far):
@@ -46,8 +44,8 @@ def values(result):
 @pytest.mark.parametrize("levels", [False, True], ids=["no ties", "ties"])
 @pytest.mark.parametrize("tiles", [(1024, 4096), (5, 7)], ids=["one tile", "tiles"])
 def test_agrees_with_a_loop_over_pairs(monkeypatch, tiles, levels, far):
-    monkeypatch.setattr(module, "_QUERY_ROWS", tiles[0])
-    monkeypatch.setattr(module, "_GALLERY_ROWS", tiles[1])
+    monkeypatch.setattr(thresholds, "_QUERY_ROWS", tiles[0])
+    monkeypatch.setattr(thresholds, "_GALLERY_ROWS", tiles[1])
     for seed in range(3):
         case = random_case(seed, levels)
         assert values(verification(*case, far=far)) == pytest.approx(loop_over_pairs(*case, far), rel=1e-12)
@@ -102,13 +100,13 @@ def test_what_cannot_be_measured_is_not_a_number():
 def test_as_many_are_allowed_as_their_share_says(num_negative):
     for count in range(1, num_negative):
         # The product of rate and number may round to below the count, as 0.29 * 100 does.
-        assert module._allowed_accepts(count / num_negative, num_negative) == count
-        assert module._allowed_accepts((count - 0.4) / num_negative, num_negative) == count - 1
+        assert thresholds._allowed_accepts(count / num_negative, num_negative) == count
+        assert thresholds._allowed_accepts((count - 0.4) / num_negative, num_negative) == count - 1
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "_QUERY_ROWS", 100)
-    monkeypatch.setattr(module, "_GALLERY_ROWS", 100)
+    monkeypatch.setattr(thresholds, "_QUERY_ROWS", 100)
+    monkeypatch.setattr(thresholds, "_GALLERY_ROWS", 100)
     rng = np.random.default_rng([0])
     query_QD, gallery_GD = rng.random((1500, 4), np.float32), rng.random((1500, 4), np.float32)
     labels = [rng.integers(0, high, 1500) for high in (1000, 1000, 5, 5)]

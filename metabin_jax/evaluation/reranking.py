@@ -38,13 +38,15 @@ def rerank(
     features of length one, divided by the largest of i's. N(i, k) is i itself and its k nearest others.
 
         R(i, k)  = {j in N(i, k): i in N(j, k)}
-        R*(i)    = R(i, k1) and every R(j, k1 / 2), j in R(i, k1), two thirds of which or more lie in R(i, k1)
-        V(i, j)  = exp(-d(i, j)) for j in R*(i), else 0; then its mean over i and its k2 - 1 nearest others
+        R*(i)    = R(i, k1) and every R(j, k1 / 2), j in R(i, k1), more than two thirds of which lie in R(i, k1)
+        V(i, j)  = exp(-d(i, j)) for j in R*(i), else 0, divided by its sum over j;
+                   then its mean over i and its k2 - 1 nearest others
         d_J(q, g) = 1 - sum_j min(V(q, j), V(g, j)) / sum_j max(V(q, j), V(g, j))
         result   = (1 - lambda_value) d_J + lambda_value d(q, g)
 
-    As in the paper, V's rows are not divided by their sums, which other implementations do. Beyond the result it
-    holds a copy of the features, a block of distances, and the k1 neighbours and non-zero weights of each image.
+    Published numbers rest on the authors' code, so two things are as there and not as in the paper's text: the
+    division by the sum, and MORE than two thirds (the text: or equal). Beyond the result it holds a copy of the
+    features, a block of distances, and the k1 neighbours and non-zero weights of each image.
 
     Args:
       query_QD, gallery_GD: features, any real dtype, of finite values; the result is float32, or float64 where
@@ -142,7 +144,7 @@ def _reciprocal(neighbour_NK: NDArray) -> NDArray[np.bool_]:
 
 
 def _weights(image_ND: NDArray, neighbour_NK: NDArray, farthest_N: NDArray, k1: int) -> _Rows:
-    """V before its mean over neighbours: exp(-d) over the expanded k-reciprocal sets."""
+    """V before its mean over neighbours: exp(-d) over the expanded k-reciprocal sets, each row of sum 1."""
     whole_NK, half_NH = neighbour_NK[:, : k1 + 1], neighbour_NK[:, : round(k1 / 2) + 1]
     mutual_NK, mutual_NH = _reciprocal(whole_NK), _reciprocal(half_NH)
     rows = []
@@ -150,10 +152,11 @@ def _weights(image_ND: NDArray, neighbour_NK: NDArray, farthest_N: NDArray, k1: 
         member_R = whole_NK[image, mutual_NK[image]]
         half_RH, in_half_RH = half_NH[member_R], mutual_NH[member_R]
         overlap_R = (np.isin(half_RH, member_R) & in_half_RH).sum(axis=1)
-        taken_R1 = (3 * overlap_R >= 2 * in_half_RH.sum(axis=1))[:, None]
+        taken_R1 = (3 * overlap_R > 2 * in_half_RH.sum(axis=1))[:, None]
         column = np.union1d(member_R, half_RH[in_half_RH & taken_R1])
         distance_C = distance(image_ND[image : image + 1], image_ND[column])[0] / farthest_N[image]
-        rows.append((column, np.exp(-distance_C)))
+        weight_C = np.exp(-distance_C)
+        rows.append((column, weight_C / weight_C.sum()))
     return _Rows.join(rows)
 
 

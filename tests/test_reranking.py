@@ -12,8 +12,8 @@ def cosine_distance(a_D, b_D):
     return 1 - (sum(a_D * b_D) / lengths if lengths else 0)
 
 
-def rerank_by_sets(query_QD, gallery_GD, k1, k2, lambda_value, share=2 / 3):
-    """The paper's equations with Python sets and dense loops."""
+def rerank_by_sets(query_QD, gallery_GD, k1, k2, lambda_value, share=2 / 3, divide=True):
+    """The same equations with Python sets and dense loops."""
     image_ND = np.concatenate([query_QD, gallery_GD])
     everyone = range(len(image_ND))
     # Rounded, so that equal distances are equal here whatever order they were summed in.
@@ -30,10 +30,12 @@ def rerank_by_sets(query_QD, gallery_GD, k1, k2, lambda_value, share=2 / 3):
         expanded = set(members)
         for j in members:
             candidates = reciprocal(j, round(k1 / 2))
-            if len(members & candidates) >= share * len(candidates) - 1e-9:
+            if len(members & candidates) > share * len(candidates) + 1e-9:
                 expanded |= candidates
         for j in expanded:
             v[i, j] = math.exp(-d[i, j])
+        if divide:
+            v[i] /= v[i].sum()
     v = np.array([np.mean([v[j] for j in order[i][:k2]], axis=0) for i in everyone])
     result = np.empty((len(query_QD), len(gallery_GD)))
     for q in range(len(query_QD)):
@@ -60,9 +62,16 @@ def test_agrees_with_sets_and_loops(k1, k2, ties):
         np.testing.assert_allclose(rerank(*case, k1, k2, 0.3), expected, rtol=0, atol=1e-9)
 
 
-def test_the_sets_reject_another_share():
+@pytest.mark.parametrize("other", [{"share": 0.5}, {"divide": False}])
+def test_the_sets_reject_another_share_and_undivided_weights(other):
     case = features(0, ties=False)
-    assert np.abs(rerank(*case, 7, 3) - rerank_by_sets(*case, 7, 3, 0.3, share=1)).max() > 0.01
+    assert np.abs(rerank(*case, 7, 3) - rerank_by_sets(*case, 7, 3, 0.3, **other)).max() > 0.01
+
+
+def test_two_thirds_are_not_enough():
+    """Two of the three in the expanded neighbour's set are shared in some of these: the text's rule gives another."""
+    case = features(0, ties=False)
+    assert np.abs(rerank(*case, 4, 1) - rerank_by_sets(*case, 4, 1, 0.3, share=2 / 3 - 1e-6)).max() > 0.01
 
 
 def test_blocks_change_nothing(monkeypatch):
