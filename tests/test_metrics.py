@@ -12,7 +12,7 @@ RANKS = (1, 2, 5, 10)
 
 def loop_over_queries(distance_QG, query_pid, gallery_pid, query_camid, gallery_camid, drop_same_camera=True):
     """The protocol in plain Python: one ranked list of booleans per query."""
-    cmc, average_precisions, inverse_penalties, unmatched = [], [], [], []
+    cmc, average_precisions, inverse_penalties, first_ranks, unmatched = [], [], [], [], []
     for q in range(len(query_pid)):
         ranked_list = []
         for _, g in sorted((float(distance_QG[q][g]), g) for g in range(len(gallery_pid))):
@@ -30,6 +30,7 @@ def loop_over_queries(distance_QG, query_pid, gallery_pid, query_camid, gallery_
                 precisions.append(found / rank)
                 last = rank
         cmc.append([any(ranked_list[:k]) for k in RANKS])
+        first_ranks.append(1 + ranked_list.index(True))
         average_precisions.append(sum(precisions) / found)
         inverse_penalties.append(found / last)
     return {
@@ -38,6 +39,7 @@ def loop_over_queries(distance_QG, query_pid, gallery_pid, query_camid, gallery_
         "mINP": np.mean(inverse_penalties),
         "num_valid": len(cmc),
         "unmatched": tuple(unmatched),
+        "per_query": [first_ranks, average_precisions, inverse_penalties],
     }
 
 
@@ -46,6 +48,9 @@ def assert_same(actual, expected):
     assert actual.mAP == pytest.approx(expected["mAP"], rel=1e-12)
     assert actual.mINP == pytest.approx(expected["mINP"], rel=1e-12)
     assert (actual.num_valid, actual.unmatched) == (expected["num_valid"], expected["unmatched"])
+    per_query = [actual.first_rank_Q, actual.average_precision_Q, actual.inverse_penalty_Q]
+    assert np.flatnonzero(np.isnan(per_query[0])).tolist() == list(actual.unmatched)
+    np.testing.assert_allclose([x[~np.isnan(x)] for x in per_query], expected["per_query"], rtol=1e-12)
 
 
 def random_case(seed, num_query=23, num_gallery=57, num_pid=9, num_camera=3, levels=None):

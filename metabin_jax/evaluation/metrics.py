@@ -8,7 +8,7 @@ All metrics are fractions in [0, 1].
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,8 @@ class RetrievalMetrics:
         rank of the last one (Ye et al., TPAMI 2021, arXiv 2001.04193).
       num_valid: the number of queries that have a match.
       unmatched: indices of the queries that have none.
+      first_rank_Q, average_precision_Q, inverse_penalty_Q: what the means are of, float64 [Q]: the rank, from 1, of
+        each query's first match, its average precision and its inverse negative penalty; nan without a match.
     """
 
     cmc: dict[int, float]
@@ -47,6 +49,9 @@ class RetrievalMetrics:
     mINP: float
     num_valid: int
     unmatched: tuple[int, ...]
+    first_rank_Q: NDArray[np.float64] = field(repr=False, compare=False)
+    average_precision_Q: NDArray[np.float64] = field(repr=False, compare=False)
+    inverse_penalty_Q: NDArray[np.float64] = field(repr=False, compare=False)
 
 
 def distance(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> NDArray:
@@ -157,6 +162,9 @@ def _evaluate(blocks: Iterable[tuple[slice, NDArray]], labels: Labels, ranks: Se
         mINP=mean(inverse_penalty_Q),
         num_valid=int(valid_Q.sum()),
         unmatched=tuple(np.flatnonzero(~valid_Q).tolist()),
+        first_rank_Q=first_Q,
+        average_precision_Q=average_precision_Q,
+        inverse_penalty_Q=inverse_penalty_Q,
     )
 
 
