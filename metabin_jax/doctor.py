@@ -4,7 +4,6 @@ import collections
 import hashlib
 import io
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,18 +11,19 @@ from pathlib import Path
 from PIL import Image
 
 from metabin_jax.data import sets
+from metabin_jax.data.cache import progress
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.evaluation.protocol import query_gallery
 
 MAX_NAMED = 5  # files that one line names
-PROGRESS_EVERY = 1000  # images
 
 
 def examine(path: str | Path) -> Iterator[str]:
     """The report on `path`, line by line: a published data set, a folder of domains, or a CSV manifest.
 
     Says which set it is and whether its counts are the published ones; what each split holds; which queries have no
-    valid match, and why; which images are broken, and which are the same file twice.
+    valid match, and why; which images are broken, and which are the same file twice. Of a set whose images have to be
+    extracted first it says that and no more.
 
     Raises:
       FileNotFoundError: path does not exist.
@@ -32,6 +32,9 @@ def examine(path: str | Path) -> Iterator[str]:
     path = Path(path).expanduser()
     if path.is_dir() and sets.recognised(path):
         data_set, root = sets.find(path)
+        if data_set.is_raw(root):
+            yield f"{data_set.name} in {root}, as it was published: run metabin prepare, which extracts its images"
+            return
         records = sets.read_set(data_set.name, root)
         yield f"{data_set.name} in {root}"
         try:
@@ -93,9 +96,7 @@ def _files(records: Sequence[Record]) -> Iterator[str]:
                 broken.append(f"{path} ({error})")
             else:
                 same[digest].append(path)
-            if len(of_path) > PROGRESS_EVERY and (done % PROGRESS_EVERY == 0 or done == len(of_path)):
-                end = "\n" if done == len(of_path) else ""
-                print(f"\rlooking at images: {done} of {len(of_path)}", end=end, file=sys.stderr, flush=True)
+            progress("looking at images", done, len(of_path))
     yield f"{len(of_path):,} images, {len(broken):,} of them broken" + (f": {_named(broken)}" if broken else "")
     twins = [paths for paths in same.values() if len(paths) > 1]
     if twins:

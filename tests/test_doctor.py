@@ -1,5 +1,6 @@
 """What the report says of data that is right and of data that is not."""
 
+import numpy as np
 import pytest
 from miniatures import MARKET, draw
 from PIL import Image
@@ -22,13 +23,37 @@ def test_a_published_set_is_named_and_compared_with_its_counts(tmp_path):
     lines = report(tmp_path)
     assert lines[:2] == [
         f"market1501 in {root}",
-        "  market1501: found 2 ids, 4 images where 1,501 ids, 29,419 images are published: "
+        "  market1501: found 2 ids, 4 images, 1 train ids, 2 train images, 1 query ids, 1 query images, 1 gallery ids, "
+        "1 gallery images where 1,501 ids, 29,419 images, 751 train ids, 12,936 train images, 750 query ids, "
+        "3,368 query images, 750 gallery ids, 13,115 gallery images are published: "
         "the copy is incomplete, changed, or of another version.",
     ]
     assert "market1501, train: 1 ids, 2 images, 2 cameras" in lines
     assert "market1501: 1 gallery images of pid 0, which match nobody" in lines
     assert "market1501: 1 of 1 queries have a valid match" in lines
     assert not [line for line in lines if "more than once" in line or "as published" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("cuhk03", ["cuhk-03.mat"]), ("cuhksysu", ["annotation/Person.mat", "Image/SSM/s1.jpg"])],
+)
+def test_a_set_as_it_was_published_is_named(tmp_path, name, files):
+    for file in files:
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).touch()
+    assert report(tmp_path) == [
+        f"{name} in {tmp_path / name}, as it was published: run metabin prepare, which extracts its images"
+    ]
+
+
+def test_the_new_protocol_is_examined(tmp_path):
+    files = ("bounding_box_train/0001_c1_1.png", "query/0002_c1_1.png", "bounding_box_test/0002_c2_3.png")
+    draw(tmp_path / "cuhk03-np/detected", *files)
+    lines = report(tmp_path)
+    assert lines[0] == f"cuhk03np in {tmp_path / 'cuhk03-np/detected'}"
+    assert "found 2 ids, 3 images, 1 train ids, " in lines[1]
+    assert "cuhk03np: 1 of 1 queries have a valid match" in lines
 
 
 def test_a_complete_set_is_called_complete(tmp_path, monkeypatch):
@@ -61,6 +86,21 @@ def test_a_domain_without_a_gallery_is_said_to_have_none(tmp_path):
     assert "shop cannot be evaluated: domain 'shop' has no gallery image: mark some, or mark none at all." in report(
         tmp_path
     )
+
+
+def test_truncated_and_empty_jpegs_are_named(tmp_path):
+    """And those of unusual colours are not."""
+    root = tmp_path / "ilids"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    (root / "images").mkdir(parents=True)
+    for number, mode in enumerate(("L", "RGB", "CMYK"), start=1):
+        Image.fromarray(pixels).convert(mode).save(root / f"images/000{number}001.JPG")
+    whole = (root / "images/0002001.JPG").read_bytes()
+    (root / "images/0002002.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "images/0003002.jpg").write_bytes(b"")
+    broken = found(report(tmp_path), "of them broken")
+    assert broken.startswith(f"5 images, 2 of them broken: {root / 'images/0002002.jpg'} (")
+    assert "truncated" in broken and broken.endswith(f"{root / 'images/0003002.jpg'} (empty)")
 
 
 def test_broken_and_duplicate_images_are_named(tmp_path):

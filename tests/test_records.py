@@ -44,6 +44,7 @@ def test_market_folders_give_the_splits(tmp_path):
         ("0001_c3.webp", (1, 3)),
         ("0001_c3_Straße_猫.jpg", (1, 3)),
         ("0000_c3_1.jpg", (0, 3)),
+        ("0001_c1_0002_c2.jpg", (1, 1)),  # two of each: the first counts
     ],
 )
 def test_names(tmp_path, name, expected):
@@ -72,6 +73,7 @@ def test_domains_choose_and_order(tmp_path):
         (["1_c1.jpg"], [], ValueError, "point to its parent folder"),
         (["bounding_box_train/1_c1.jpg"], [], ValueError, "point to its parent folder"),
         (["notes.txt"], [], ValueError, "holds no domain"),
+        (["a/0001_0002_c1.jpg"], [], ValueError, r"a/0001_0002_c1\.jpg: the file name does not start with <pid>_c<cam"),
         (["a/picture.jpg"], [], ValueError, r"a/picture\.jpg: .*<pid>_c<camera>.*CSV manifest"),
         (["a/-2_c1.jpg"], [], ValueError, r"a/-2_c1\.jpg: .*<pid>_c<camera>"),
         (["a/x_1_c1.jpg"], [], ValueError, r"a/x_1_c1\.jpg: .*<pid>_c<camera>"),

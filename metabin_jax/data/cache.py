@@ -57,6 +57,12 @@ def load_images(records: Sequence[Record], size: tuple[int, int], cache_dir: str
     return np.load(final, mmap_mode="r")
 
 
+def progress(what: str, done: int, total: int) -> None:
+    """Keeps a line on stderr up to date while many images are worked on; silent where there are few."""
+    if total > PROGRESS_EVERY and (done % PROGRESS_EVERY == 0 or done == total):
+        print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
 def _key(records: Sequence[Record], size: tuple[int, int]) -> str:
     digest = hashlib.sha256(f"{FORMAT}, {size[0]}x{size[1]}".encode())
     for record in records:
@@ -87,9 +93,7 @@ def _decode_all(records: Sequence[Record], size: tuple[int, int], file: IO[bytes
                 broken.append(record.path)
             else:
                 file.write(image.tobytes())
-            if len(records) > PROGRESS_EVERY and (done % PROGRESS_EVERY == 0 or done == len(records)):
-                end = "\n" if done == len(records) else ""
-                print(f"\rdecoding images: {done} of {len(records)}", end=end, file=sys.stderr, flush=True)
+            progress("decoding images", done, len(records))
     if broken:
         named = ", ".join(broken[:MAX_NAMED]) + (", ..." if len(broken) > MAX_NAMED else "")
         raise ValueError(f"{len(broken)} of {len(records)} images are broken; repair or remove: {named}.")

@@ -125,6 +125,11 @@ def name_error(wrong: Sequence[Path], form: str) -> ValueError:
     )
 
 
+def listed_error(missing: Sequence[Path]) -> ValueError:
+    """One sentence for all images that a list of the set names and that are not there."""
+    return ValueError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
+
+
 def read_domain(folder: Path, domain: str) -> list[Record]:
     """The images of one domain, as `read_folder` reads them. Raises ValueError as it does."""
     form = "<pid>_c<camera> as in 0002_c1s1_000451.jpg"

@@ -1,5 +1,7 @@
 """One reader per layout of a published data set: (root, domain) -> Records. `sets` says which set has which layout.
 
+The sets of CUHK have theirs in `cuhk`.
+
 Every reader raises ValueError for image names that do not fit (one sentence: the first, and how many) and ignores
 hidden files and files that are no images. Records come folder by folder, sorted by file name within a folder.
 """
@@ -7,16 +9,11 @@ hidden files and files that are no images. Records come folder by folder, sorted
 import re
 from pathlib import Path
 
-from metabin_jax.data.records import Record, match_names, name_error, read_domain
+from metabin_jax.data.records import Record, listed_error, match_names, name_error, read_domain
 
-PAIRS = range(1, 6)
-PAIR_PID = 10_000  # numbers within a pair have at most four digits
 TEST_PID = 10_000  # MSMT17 numbers its test identities from 0 again, in four digits
 PRID_SHARED = 200
-CUHK02_NAME = re.compile(r"P(\d)/cam(\d)/(\d{1,4})_")
-CUHK03_NAME = re.compile(r"images_detected/([1-5])_(\d{1,4})_([12])_\d+\.")
-CUHKSYSU_NAME = re.compile(r"cropped_image/p(\d+)_n\d+_s\d+_hard[01]\.")
-MSMT17_LINE = re.compile(r"((?:.*/)?\d+_\d+_(\d+)_[^/]*) (\d{1,4})")
+MSMT17_LINE = re.compile(r"((?:.*/)?\d+_\d+_(\d\d)_[^/]*) (\d{1,4})")
 MSMT17_LISTS = {
     "list_train.txt": "train",
     "list_val.txt": "train",
@@ -25,7 +22,7 @@ MSMT17_LISTS = {
 }
 VIPER_NAME = re.compile(r"cam_([ab])/(\d+)_\d+\.")
 PRID_NAME = re.compile(r"\w+_shot/cam_([ab])/person_(\d{4})[./]")
-GRID_NAME = re.compile(r"(probe|gallery)/(\d+)_(\d+)_")
+GRID_NAME = re.compile(r"(probe|gallery)/(\d+)_(\d{1,2})_")
 ILIDS_NAME = re.compile(r"\w+/(\d{4})(\d{3})\.")
 CAMERAS = {"a": 1, "b": 2}
 
@@ -37,50 +34,6 @@ def read_market(root: Path, domain: str) -> list[Record]:
     it, for a comparison with published numbers, and new work should do without.
     """
     return read_domain(root, domain)
-
-
-def read_cuhk02(root: Path, domain: str) -> list[Record]:
-    """CUHK02 (Li and Wang, CVPR 2013): P1..P5/cam1|cam2/001_1.png, the identity before the first "_".
-
-    Identities and cameras are counted anew in each pair: pid is 10000 * pair + number, camid 1..10.
-    """
-    found = match_names(
-        root,
-        [f"P{pair}/cam{camera}" for pair in PAIRS for camera in (1, 2)],
-        CUHK02_NAME,
-        "<pid>_ as in 001_1.png",
-    )
-    return [_of_pair(path, int(m[1]), int(m[2]), int(m[3]), domain) for path, m in found]
-
-
-def read_cuhk03(root: Path, domain: str) -> list[Record]:
-    """CUHK03 (Li et al., CVPR 2014), detected boxes: images_detected/{pair}_{pid}_{view}_{n}.png as in 1_001_1_01.png.
-
-    pid and camid as for CUHK02. All of split "all": the 20 random splits and the later 767/700 one stand in .mat files.
-
-    Raises:
-      ValueError: only cuhk-03.mat is there, or a file name does not fit.
-    """
-    if not (root / "images_detected").is_dir():
-        raise ValueError(
-            f"{root / 'cuhk-03.mat'} is not read itself: extract the images of its cell array 'detected' to"
-            f" {root / 'images_detected'}/<pair>_<pid>_<view>_<n>.png, all numbers from 1, as in 1_001_1_01.png."
-        )
-    form = "<pair>_<pid>_<view>_<n> as in 1_001_1_01.png"
-    found = match_names(root, ["images_detected"], CUHK03_NAME, form)
-    return [_of_pair(path, int(m[1]), int(m[3]), int(m[2]), domain) for path, m in found]
-
-
-def read_cuhksysu(root: Path, domain: str) -> list[Record]:
-    """CUHK-SYSU (Xiao et al., CVPR 2017) as ready crops: cropped_image/p00001_n01_s00001_hard0.png.
-
-    The set was filmed with hand-held cameras and taken from films: no camera is known. Each image is its own camera
-    (1, 2, ... in the order of the names), so that every other image of its identity counts as another view: nothing
-    but the image itself is dropped in an evaluation, and no identity looks as if one camera alone had seen it.
-    """
-    form = "p<pid>_n<n>_s<scene>_hard<0 or 1> as in p00001_n01_s00001_hard0.png"
-    found = match_names(root, ["cropped_image"], CUHKSYSU_NAME, form)
-    return [Record(str(path), int(m[1]), camid, domain, "all") for camid, (path, m) in enumerate(found, start=1)]
 
 
 def read_msmt17(root: Path, domain: str) -> list[Record]:
@@ -108,7 +61,7 @@ def read_msmt17(root: Path, domain: str) -> list[Record]:
     if wrong:
         raise name_error(wrong, "<path>/<pid>_<n>_<camera>_... <pid> as in 0000/0000_000_01_0303morning_0008_0.jpg 0")
     if missing:
-        raise ValueError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
+        raise listed_error(missing)
     return records
 
 
@@ -162,7 +115,3 @@ def read_ilids(root: Path, domain: str) -> list[Record]:
     """
     found = match_names(root, ["images", "Persons"], ILIDS_NAME, "seven digits (pid 4, count 3) as in 0001002.jpg")
     return [Record(str(path), int(m[1]), int(m[2]), domain, "all") for path, m in found]
-
-
-def _of_pair(path: Path, pair: int, camera: int, number: int, domain: str) -> Record:
-    return Record(str(path), PAIR_PID * pair + number, 2 * (pair - 1) + camera, domain, "all")
