@@ -14,6 +14,7 @@ from metabin_jax import norm as norms
 from metabin_jax.models.mobilenetv2 import MobileNetV2, Stage
 from metabin_jax.models.resnet import ResNet50
 
+MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, keeps one
 # Small nets of the paper's kind: `tiny` for tests, `small` to train from scratch on a CPU in a minute.
 TINY: dict[str, Any] = {
     "stages": (Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)),
@@ -69,7 +70,7 @@ def create(
     """
     backbone: Callable[..., nn.Module]
     mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
-    if mobilenet:
+    if mobilenet and float(mobilenet[2]) >= MIN_WIDTH:
         backbone = partial(MobileNetV2, width=float(mobilenet[2]), standard=bool(mobilenet[1]))
     elif name in ("tiny", "small"):
         backbone = partial(MobileNetV2, **(TINY if name == "tiny" else SMALL))
@@ -77,8 +78,8 @@ def create(
         backbone = ResNet50
     else:
         raise ValueError(
-            "model must be mobilenetv2_W or mobilenetv2_standard_W with a width W, resnet50, small or tiny; "
-            f"got {name!r}"
+            f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, resnet50, "
+            f"small or tiny; got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
         raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
