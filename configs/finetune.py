@@ -1,0 +1,30 @@
+"""Your own pictures, starting from ImageNet weights: what you want with a GPU, or with an hour of a CPU.
+
+    metabin train --config=configs/finetune.py --workdir=RUN --config.init=WEIGHTS \\
+        --config.data.path=DIR --config.data.eval_domains="('NAME',)"
+
+WEIGHTS is a MobileNetV2 x1.0 of torchvision, timm or any other layout that load_torch knows. On a GPU take the paper's
+size back: --config.data.height=256 --config.data.width=128, and more epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from metabin_jax.config import metabin
+
+
+def get_config(preset: str = "paper") -> ConfigDict:
+    config = metabin(preset)
+    config.data.height = 96  # square: these need not be people
+    config.data.width = 96
+    config.data.pad = 6
+    config.model.name = "mobilenetv2_standard_1.0"  # the variant of the weights that can be downloaded
+    config.model.dtype = "float32"  # CPUs are slow in bfloat16
+    config.batch.ids_per_batch = 16  # for the preset `official`: 16 x 4 = 64 images
+    config.optimizer.warmup_epochs = 1
+    config.optimizer.decay_epochs = (3, 4)
+    config.epochs = 5
+    config.steps_per_epoch = 20
+    config.meta.beta_epochs = 1
+    config.meta.gamma = 2.0  # 100 steps instead of 184,900: at the paper's 0.1 rho hardly leaves 1
+    config.log_every = 10
+    return config
