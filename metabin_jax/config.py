@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from metabin_jax import norm
+from metabin_jax.benchmark import protocols
 from metabin_jax.data.records import SPLITS
 from metabin_jax.models import reid
 
@@ -56,6 +57,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "folder"  # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest)
     config.data.path = ""  # of the folder or the CSV file
+    config.data.protocol = ""  # the benchmark that sources and targets are of (configs/benchmark.py), for its tables
     config.data.train_domains = ()  # the sources; () = all that are not evaluated on
     config.data.train_splits = ("train", "all")  # of the sources; the paper trains on all: + "query", "gallery"
     # source | camera: what Algorithm 1 calls a domain. The supplement trains on the cameras of a single source.
@@ -173,12 +175,35 @@ def check(config: ConfigDict) -> None:
     unknown = [split for split in config.data.train_splits if split not in SPLITS]
     if unknown or not config.data.train_splits:
         raise ValueError(f"config.data.train_splits must name some of {SPLITS}; got {config.data.train_splits!r}")
+    if config.data.protocol:
+        _check_protocol(config)
     for field in ("data.train_domains", "data.eval_domains"):
         names = _get(config, field)
         if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise ValueError(f"config.{field} must name domains, each once; got {names!r}")
     if not all(isinstance(epoch, int | float) for epoch in config.optimizer.decay_epochs):
         raise ValueError(f"config.optimizer.decay_epochs must hold numbers; got {config.optimizer.decay_epochs!r}")
+
+
+def _check_protocol(config: ConfigDict) -> None:
+    """That published numbers do not come to stand beside those of another benchmark."""
+    data, protocol = config.data, protocols.load(config.data.protocol)
+    for field, value, expected in (
+        ("train_domains", data.train_domains, protocol.sources),
+        ("train_splits", data.train_splits, protocol.source_splits),
+        ("domain_by", data.domain_by, protocol.domain_by),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"config.data.{field} is {value!r}, but {expected!r} in the protocol {protocol.name}: for an "
+                "experiment of your own, set config.data.protocol to ''"
+            )
+    others = sorted(set(data.eval_domains) - set(protocol.targets))
+    if others:
+        raise ValueError(
+            f"config.data.eval_domains has {others[0]!r}, which is no target of the protocol {protocol.name} "
+            f"({', '.join(protocol.targets)}): leave it out, or set config.data.protocol to ''"
+        )
 
 
 def _check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:

@@ -119,6 +119,8 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"optimizer__momentum": 1.0}, "config.optimizer.momentum must be less than 1; got 1.0"),
         ({"loss__smoothing": 1.0}, "config.loss.smoothing must be less than 1; got 1.0"),
         ({"meta__beta_high": 1e-5}, "config.meta.beta_high must be 0.001 or more; got 1e-05"),
+        ({"data__protocol": "p9"}, "There is no protocol 'p9'; known are paper, "),
+        ({"data__protocol": "paper"}, "config.data.train_domains is (), but ('cuhk02', 'cuhk03', 'market1501', "),
         ({"data__train_splits": ()}, "config.data.train_splits must name some of ('train', 'query', 'gallery', 'all')"),
         ({"data__train_splits": ("test",)}, "config.data.train_splits must name some of"),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),

@@ -113,6 +113,8 @@ def test_the_splits_that_train_are_a_choice():
     records = shop("a", (1, 1, "train"), (2, 1, "query"), (2, 2, "gallery"), (3, 1, "all"))
     data = dataset.training_set(records, ("a",), 0, seed=0, splits=("train", "query", "gallery"))
     assert [record.split for record in data.records] == ["train", "query", "gallery"]
+    distractor = Record("a/4.png", 0, 1, "a", "gallery")
+    assert dataset.training_set([*records, distractor], ("a",), 0, 0, ("train", "gallery")).num_ids == 2
     assert data.num_ids == 2
     with pytest.raises(ValueError, match="domain 'a' has no image of split query or gallery: leave it out"):
         dataset.training_set(records[:1], ("a",), 0, seed=0, splits=("query", "gallery"))

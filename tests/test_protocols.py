@@ -24,8 +24,6 @@ EXPECTED = (
     "market_to_msmt17",
     "msmt17_to_market",
 )
-LATER_SETS = {"cuhk03np"}  # readers of their own
-LATER_FIELDS = {"meta.cross_entropy"}
 CAMERAS = {"market1501": 6, "dukemtmcreid": 8, "msmt17": 15}
 SMALL = {"viper", "prid2011", "grid", "ilids"}
 every_protocol = pytest.mark.parametrize("name", EXPECTED)
@@ -41,17 +39,16 @@ def test_names():
 def test_every_name_is_known(name):
     """Sets, splits, config fields and metrics; nothing is evaluated that was trained on."""
     protocol = protocols.load(name)
-    known = set(SETS) | LATER_SETS
+    known = set(SETS)
     assert protocol.name == name and protocol.description.endswith(".")
     assert set(protocol.sources) <= known and set(protocol.targets) <= known
     assert not set(protocol.sources) & set(protocol.targets)
-    assert set(protocol.source_splits) <= set(SPLITS) and protocol.domain_by in ("set", "camera")
+    assert set(protocol.source_splits) <= set(SPLITS) and protocol.domain_by in ("source", "camera")
     settings = config.metabin()
     for field, value in protocol.overrides.items():
-        if field not in LATER_FIELDS:
-            config.override(settings, field, str(value))
-            group, _, last = field.rpartition(".")
-            assert (settings[group] if group else settings)[last] == value
+        config.override(settings, field, str(value))
+        group, _, last = field.rpartition(".")
+        assert (settings[group] if group else settings)[last] == value
     assert settings.epochs == (120 if protocol.domain_by == "camera" else 100)
     for published in protocol.published:
         assert set(published.targets) == set(protocol.targets)
@@ -67,8 +64,7 @@ def test_domains_can_be_split(name):
     batch = config.metabin().batch.to_dict()
     batch |= {field.split(".")[1]: value for field, value in protocol.overrides.items() if field.startswith("batch.")}
     domains = CAMERAS[protocol.sources[0]] if protocol.domain_by == "camera" else len(protocol.sources)
-    assert 2 <= batch["meta_train_domains"] < domains
-    assert batch["meta_train_domains"] == {3: 2, 4: 2, 5: 3, 6: 3, 8: 4, 15: 8}[domains]
+    assert batch["meta_train_domains"] in (0, {3: 2, 4: 2, 5: 3, 6: 3, 8: 4, 15: 8}[domains])  # 0 is half of them
     if protocol.domain_by == "camera":
         images = domains * batch["ids_per_domain"] * batch["images_per_id"]
         assert images == (90 if domains == 15 else 96)  # 96 does not divide by 15

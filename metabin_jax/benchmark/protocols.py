@@ -24,7 +24,7 @@ class Protocol:
     """A benchmark.
 
     sources, targets: names of `data.sets.SETS`. source_splits: the record splits that train. domain_by: what the
-    domains are that meta-learning splits, "set" or "camera". overrides: config field -> value, on top of a preset.
+    domains are that meta-learning splits, "source" or "camera". overrides: config field -> value, on top of a preset.
     withdrawn: a sentence per set that its authors withdrew. published: none where nobody reported MetaBIN.
     """
 
@@ -57,7 +57,7 @@ def load(name: str) -> Protocol:
         sources=tuple(entry["sources"]),
         source_splits=tuple(entry["source_splits"]),
         targets=tuple(entry["targets"]),
-        domain_by=entry.get("domain_by", "set"),
+        domain_by=entry.get("domain_by", "source"),
         overrides={field: _plain(value) for field, value in entry.get("overrides", {}).items()},
         withdrawn=tuple(sentence for data_set, sentence in content["withdrawn"].items() if data_set in used),
         published=tuple(_published(reported) for reported in entry.get("published", ())),

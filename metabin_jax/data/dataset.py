@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from metabin_jax.data import cache, synthetic
-from metabin_jax.data.records import Record, read_csv, read_folder
+from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
 
 
@@ -69,10 +69,11 @@ def training_set(
 ) -> TrainingSet:
     """Numbers domains and identities; records of the `splits` train, but for val_fraction of the identities.
 
-    Records of another split are dropped. domain_by: whether a domain is one of the `sources` or one of their cameras.
+    Records of another split are dropped, and distractors (pid 0 in the gallery), who are no person. domain_by: whether
+    a domain is one of the `sources` or one of their cameras.
     Raises ValueError for a source without anything to train on, or with too little to hold out.
     """
-    records = [record for record in records if record.split in splits]
+    records = [record for record in records if record.split in splits and not is_distractor(record)]
     present = {record.domain for record in records}
     for source in sources:
         if source not in present:

@@ -26,6 +26,11 @@ class Record(NamedTuple):
     split: str
 
 
+def is_distractor(record: Record) -> bool:
+    """Whether it only stands in a gallery: pid 0 is nobody there (Market-1501's mark, and GRID's)."""
+    return record.pid == 0 and record.split == "gallery"
+
+
 def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     """Reads root/<domain>/, each domain in Market-1501 naming.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metabin_jax.data import cuhk, set_readers
-from metabin_jax.data.records import Record
+from metabin_jax.data.records import Record, is_distractor
 
 MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 MSMT17_LISTS = tuple(set_readers.MSMT17_LISTS)
@@ -217,7 +217,7 @@ def counts(records: Sequence[Record]) -> dict:
 
     All ints. A distractor is a gallery image of pid 0 (Market-1501's mark, and GRID's); it counts as nothing else.
     """
-    people = [record for record in records if not (record.pid == 0 and record.split == "gallery")]
+    people = [record for record in records if not is_distractor(record)]
     splits = sorted({record.split for record in people})
     return {
         **_count(people),

@@ -1,0 +1,28 @@
+"""A benchmark of the field: its sources, its targets and its splits, on sets made ready by `metabin prepare`.
+
+    metabin prepare all --manual_dir=DOWNLOADS
+    metabin train --config=configs/benchmark.py:paper --workdir=RUN
+
+The argument is a protocol, with the preset after a comma where it is not `paper`: `p1,official`. The protocols stand in
+metabin_jax/benchmark/protocols.json; `paper_without_duke` is Table 1 without the withdrawn DukeMTMC-reID.
+"""
+
+from ml_collections import ConfigDict
+
+from metabin_jax.benchmark import protocols
+from metabin_jax.config import metabin
+
+
+def get_config(protocol_and_preset: str = "paper") -> ConfigDict:
+    name, _, preset = protocol_and_preset.partition(",")
+    protocol = protocols.load(name)
+    config = metabin(preset or "paper")
+    config.data.source = "prepared"
+    config.data.path = "~/tensorflow_datasets"  # the default of `metabin prepare`
+    config.data.protocol = name
+    config.data.train_domains = protocol.sources
+    config.data.train_splits = protocol.source_splits
+    config.data.domain_by = protocol.domain_by
+    config.data.eval_domains = protocol.targets
+    config.update_from_flattened_dict(protocol.overrides)
+    return config
