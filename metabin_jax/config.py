@@ -11,7 +11,7 @@ from metabin_jax import norm
 from metabin_jax.models import reid
 
 PRESETS = ("paper", "official")
-SOURCES = ("synthetic", "folder", "csv")
+SOURCES = ("synthetic", "folder", "csv", "prepared")
 SAMPLINGS = ("domains", "identities")
 SELECTIONS = ("last", "source_val")
 POLICIES = ("cross-camera", "ignore")
@@ -52,8 +52,9 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.method = "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
 
     config.data = ConfigDict()
-    config.data.source = "folder"  # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest)
-    config.data.path = ""  # of the folder or the CSV file
+    # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest) | prepared (by metabin prepare)
+    config.data.source = "folder"
+    config.data.path = ""  # of the folder or the CSV file, or the data_dir of metabin prepare
     config.data.train_domains = ()  # the sources; () = all that are not evaluated on
     config.data.eval_domains = ()  # the unseen targets; () = none
     config.data.height = 256  # pixels, Sec. 4.1
@@ -166,7 +167,9 @@ def check(config: ConfigDict) -> None:
     if config.selection == "source_val" and not 0 < config.val_fraction < 1:
         raise ValueError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
     if config.data.source != "synthetic" and not config.data.path:
-        raise ValueError(f"config.data.path is empty: say where the {config.data.source} is, --config.data.path=...")
+        raise ValueError(
+            f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
+        )
     for field in ("data.train_domains", "data.eval_domains"):
         names = _get(config, field)
         if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):

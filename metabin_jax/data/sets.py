@@ -114,8 +114,10 @@ SETS = {
 }
 
 
-def find(path: str | Path) -> tuple[DataSet, Path]:
+def find(path: str | Path, names: Collection[str] = tuple(SETS)) -> tuple[DataSet, Path]:
     """Recognises the one data set that a folder holds: (the set, its root, which is the folder or one below it).
+
+    Only sets of these `names` count.
 
     The folder itself counts whatever its name, folders below it if theirs is one of a set's names. Where two sets
     share a layout (Market-1501 and DukeMTMC-reID), the folder's name decides.
@@ -124,12 +126,27 @@ def find(path: str | Path) -> tuple[DataSet, Path]:
       FileNotFoundError: path is not a folder.
       ValueError: it holds no known data set (lists what was looked for), or may hold several (lists them).
     """
-    return _only(path, SETS)
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"Data folder {path} does not exist or is not a folder.")
+    found = [(data_set, root) for data_set, root in _all_at(path) if data_set.name in names]
+    if not found:
+        sought = "; ".join(str(SETS[name]) for name in names)
+        raise ValueError(f"{path} does not hold, itself or below, what was looked for: {sought}.")
+    if len(found) > 1:
+        candidates = ", ".join(f"{data_set.name} in {root}" for data_set, root in found)
+        raise ValueError(f"{path} may hold {candidates}: point to one folder, named as its set.")
+    return found[0]
 
 
 def recognised(path: str | Path) -> bool:
     """Whether a folder holds, itself or below, what looks like a known data set."""
     return bool(_all_at(Path(path)))
+
+
+def names_at(path: str | Path) -> list[str]:
+    """The sets that a folder holds, itself or below, or may hold where two share a layout; none if it is no folder."""
+    return list(dict.fromkeys(data_set.name for data_set, _ in _all_at(Path(path)))) if Path(path).is_dir() else []
 
 
 def read_set(name: str, path: str | Path) -> list[Record]:
@@ -144,7 +161,7 @@ def read_set(name: str, path: str | Path) -> list[Record]:
     """
     if name not in SETS:
         raise ValueError(f"There is no data set {name!r}; known are {', '.join(SETS)}.")
-    data_set, root = _only(path, [name])
+    data_set, root = find(path, [name])
     records = data_set.read(root, name)
     if not records:
         raise ValueError(f"{root} has the folders of {name} but no image in them: unpack the set again.")
@@ -182,20 +199,6 @@ def _count(records: Sequence[Record]) -> dict[str, int]:
         "images": len(records),
         "cameras": len({(record.domain, record.camid) for record in records}),
     }
-
-
-def _only(path: str | Path, names: Collection[str]) -> tuple[DataSet, Path]:
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"Data folder {path} does not exist or is not a folder.")
-    found = [(data_set, root) for data_set, root in _all_at(path) if data_set.name in names]
-    if not found:
-        sought = "; ".join(str(SETS[name]) for name in names)
-        raise ValueError(f"{path} does not hold, itself or below, what was looked for: {sought}.")
-    if len(found) > 1:
-        candidates = ", ".join(f"{data_set.name} in {root}" for data_set, root in found)
-        raise ValueError(f"{path} may hold {candidates}: point to one folder, named as its set.")
-    return found[0]
 
 
 def _all_at(path: Path) -> list[tuple[DataSet, Path]]:
