@@ -128,14 +128,14 @@ def test_prepared_once(raw, data_dir, capsys, complete):
 
 def test_the_cache_follows_the_prepared_images(raw, data_dir, tmp_path, monkeypatch):
     """Another image under the same name is another cache; the same data elsewhere is the same."""
-    small_folder(raw)
+    draw(raw / "yard", *(f"{pid:04d}_c1.bmp" for pid in range(8)))  # of one size in bytes, whatever their pixels
     prepared.prepare("folder", raw, data_dir)
     first = pixels("prepared", data_dir, tmp_path / "cache")
     moved = data_dir.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_decode", lambda *_: pytest.fail("decoded twice"))
         np.testing.assert_array_equal(pixels("prepared", moved, tmp_path / "cache"), first)
-    Image.new("RGB", (2, 4), (1, 2, 3)).save(raw / "yard/0003_c1_x.png")
+    Image.new("RGB", (2, 4), (1, 2, 3)).save(raw / "yard/0003_c1.bmp")
     prepared.prepare("folder", raw, data_dir)
     second = pixels("prepared", data_dir, tmp_path / "cache")
     assert (second != first).any(axis=(1, 2, 3)).tolist() == [row == 3 for row in range(8)]
