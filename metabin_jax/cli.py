@@ -1,4 +1,4 @@
-"""The command line: metabin train | evaluate | doctor."""
+"""The command line: metabin train | evaluate | prepare | doctor."""
 
 import argparse
 import json
@@ -12,11 +12,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from metabin_jax.data.sets import SETS
+
+DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
+
 USAGE = """usage: metabin COMMAND [options]
 
 commands:
   train      train from a config, resuming by itself from a workdir that has a checkpoint
   evaluate   evaluate a trained workdir on the domains named in its config, or on others
+  prepare    pack published data sets, or a folder of domains, into a few files each, checked on the way
   doctor     say what a folder or CSV manifest of images holds, and what is wrong with it
 
 metabin COMMAND --help lists the options of a command."""
@@ -24,7 +29,9 @@ metabin COMMAND --help lists the options of a command."""
 TRAIN_HELP = """usage: metabin train --config=FILE[:PRESET] --workdir=DIR [--config.FIELD=VALUE ...]
 
   --config=configs/metabin.py            the paper's setting (PRESET: paper, the default, or official)
-  --config=configs/folder.py             your own folder of domains
+  --config=configs/benchmark.py:paper    a benchmark of the field, on sets made ready by metabin prepare
+  --config=configs/folder.py             your own folder of domains, a small net from scratch
+  --config=configs/finetune.py           your own folder of domains, from ImageNet weights
   --config=configs/demo.py               the embedded synthetic set
   --workdir=DIR                          checkpoints, metrics and config go here; a run found here goes on
   --config.data.path=DIR                 any field of the config, by its path
@@ -38,6 +45,17 @@ EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--config.FIELD=VALUE .
   --config.data.eval_domains="('a',)"    other domains,
   --config.data.path=DIR                 images elsewhere,
   --config.eval.policy=ignore            or any other field of data, eval and selection"""
+
+PREPARE_HELP = f"""usage: metabin prepare NAME --manual_dir=DIR [--data_dir=DIR] [--allow_incomplete]
+
+  NAME                  {", ".join(list(SETS)[:6])},
+                        {", ".join(list(SETS)[6:])};
+                        or all: those of them that are in manual_dir; or folder: your own domains, one folder each
+  --manual_dir=DIR      holds the sets as they were unpacked, or the folders; nothing is downloaded
+  --data_dir=DIR        of tensorflow-datasets, where the prepared sets go (default: {DATA_DIR})
+  --allow_incomplete    prepare a set whose counts are not the published ones, too
+
+Then: metabin train --config.data.source=prepared --config.data.path=DATA_DIR ..."""
 
 DOCTOR_HELP = """usage: metabin doctor PATH
 
@@ -103,6 +121,21 @@ def evaluate(arguments: list[str]) -> None:
     _print_results(evaluate(config, options["workdir"]), options["workdir"])
 
 
+def prepare(arguments: list[str]) -> None:
+    parser = _parser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--data_dir", default=DATA_DIR)
+    parser.add_argument("--allow_incomplete", action="store_true")
+    options, left = _parse_required(parser, arguments, "--manual_dir")
+    if left:
+        raise ValueError(f"{left[0]!r} is not an option: metabin prepare --help lists them")
+    if len(options.names) != 1:
+        raise ValueError("give one NAME: a data set, all, or folder")
+    from metabin_jax.data.prepared import prepare
+
+    prepare(options.names[0], options.manual_dir, options.data_dir, options.allow_incomplete)
+
+
 def doctor(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise ValueError("give one PATH: a data set, a folder of domains or a CSV manifest")
@@ -115,19 +148,14 @@ def doctor(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, TRAIN_HELP),
     "evaluate": (evaluate, EVALUATE_HELP),
+    "prepare": (prepare, PREPARE_HELP),
     "doctor": (doctor, DOCTOR_HELP),
 }
 
 
 def _parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[str, str]]:
     """Splits the arguments into the required options and the fields of the config, each as texts."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in required:
-        parser.add_argument(option, default="")
-    try:
-        options, left = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}") from None
+    options, left = _parse_required(_parser(), arguments, *required)
     fields = {}
     for argument in left:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
@@ -135,10 +163,27 @@ def _parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[s
             names = ", ".join(f"{option}=..." for option in (*required, "--config.FIELD"))
             raise ValueError(f"{argument!r} is not an option: they are {names}")
         fields[match[1]] = match[2]
+    return vars(options), fields
+
+
+def _parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+
+
+def _parse_required(
+    parser: argparse.ArgumentParser, arguments: list[str], *required: str
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a parser, of which some are required, and what is left. Raises ValueError."""
+    for option in required:
+        parser.add_argument(option, default="")
+    try:
+        options, left = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: {error.message}") from None
     for option in required:
         if not getattr(options, option.removeprefix("--")):
             raise ValueError(f"{option} is missing: metabin COMMAND --help shows how it is given")
-    return vars(options), fields
+    return options, left
 
 
 def load_config(file_and_preset: str) -> ConfigDict:

@@ -13,7 +13,7 @@ from metabin_jax.data.records import SPLITS
 from metabin_jax.models import reid
 
 PRESETS = ("paper", "official")
-SOURCES = ("synthetic", "folder", "csv")
+SOURCES = ("synthetic", "folder", "csv", "prepared")
 SAMPLINGS = ("domains", "identities")
 SELECTIONS = ("last", "source_val")
 POLICIES = ("cross-camera", "ignore")
@@ -55,8 +55,9 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.method = "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
 
     config.data = ConfigDict()
-    config.data.source = "folder"  # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest)
-    config.data.path = ""  # of the folder or the CSV file
+    # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest) | prepared (by metabin prepare)
+    config.data.source = "folder"
+    config.data.path = ""  # of the folder or the CSV file, or the data_dir of metabin prepare
     config.data.protocol = ""  # the benchmark that sources and targets are of (configs/benchmark.py), for its tables
     config.data.train_domains = ()  # the sources; () = all that are not evaluated on
     config.data.train_splits = ("train", "all")  # of the sources; the paper trains on all: + "query", "gallery"
@@ -171,7 +172,9 @@ def check(config: ConfigDict) -> None:
     if config.selection == "source_val" and not 0 < config.val_fraction < 1:
         raise ValueError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
     if config.data.source != "synthetic" and not config.data.path:
-        raise ValueError(f"config.data.path is empty: say where the {config.data.source} is, --config.data.path=...")
+        raise ValueError(
+            f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
+        )
     unknown = [split for split in config.data.train_splits if split not in SPLITS]
     if unknown or not config.data.train_splits:
         raise ValueError(f"config.data.train_splits must name some of {SPLITS}; got {config.data.train_splits!r}")

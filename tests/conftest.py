@@ -1,5 +1,6 @@
 """The strictest environment the tests can stand; set before anything imports jax."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -45,3 +46,24 @@ def straight(folder, quick_net, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("straight")
     return workdir, train(tiny_config(folder), workdir)
+
+
+# What the tests of `metabin prepare` share; metabin_jax is imported late, too.
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "prepared"
+
+
+@pytest.fixture
+def complete(monkeypatch):
+    """The miniature of VIPeR has its published counts."""
+    from metabin_jax.data.sets import SETS
+
+    monkeypatch.setitem(SETS, "viper", dataclasses.replace(SETS["viper"], published={"ids": 2, "images": 3}))

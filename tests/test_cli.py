@@ -53,7 +53,15 @@ def test_help(capsys, arguments):
 OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.data.path=DIR")
 
 
-@pytest.mark.parametrize(("command", "options"), [("train", OPTIONS), ("evaluate", OPTIONS), ("doctor", ("PATH",))])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", OPTIONS),
+        ("evaluate", OPTIONS),
+        ("prepare", ("NAME", "--manual_dir=DIR", "--data_dir=DIR", "--allow_incomplete", "market1501")),
+        ("doctor", ("PATH",)),
+    ],
+)
 def test_help_of_a_command(capsys, command, options):
     status, out, err = run(capsys, command, "--workdir=x", "--help")
     assert (status, err) == (0, "")
@@ -64,17 +72,18 @@ def test_help_of_a_command(capsys, command, options):
 
 
 def test_every_config_of_the_help_exists():
-    for name in ("metabin", "folder", "demo"):
+    names = ("metabin", "benchmark", "folder", "finetune", "demo")
+    for name in names:
         assert f"--config=configs/{name}.py" in cli.TRAIN_HELP
         assert (CONFIGS / f"{name}.py").is_file()
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {"metabin", "folder", "demo"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(names)
 
 
 def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, doctor\n"
+    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, prepare, doctor\n"
 
 
 @pytest.mark.parametrize(

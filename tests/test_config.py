@@ -99,7 +99,7 @@ def test_an_override_that_cannot_be(field, text, message):
     ("fields", "message"),
     [
         ({"__method": "metabn"}, "config.method must be one of bn, in, half, dualnorm, bin, metabin; got 'metabn'"),
-        ({"data__source": "tfds"}, "config.data.source must be one of synthetic, folder, csv; got 'tfds'"),
+        ({"data__source": "tfds"}, "config.data.source must be one of synthetic, folder, csv, prepared; got 'tfds'"),
         ({"batch__sampling": "x"}, "config.batch.sampling must be one of"),
         ({"__selection": "best"}, "config.selection must be one of last, source_val; got 'best'"),
         ({"eval__policy": "x"}, "config.eval.policy must be one of cross-camera, ignore"),
@@ -125,7 +125,7 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"data__train_splits": ()}, "config.data.train_splits must name some of ('train', 'query', 'gallery', 'all')"),
         ({"data__train_splits": ("test",)}, "config.data.train_splits must name some of"),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),
-        ({"data__path": ""}, "config.data.path is empty: say where the folder is, --config.data.path="),
+        ({"data__path": ""}, "config.data.path is empty: say where the folder data is, --config.data.path="),
         ({"data__eval_domains": (1,)}, "config.data.eval_domains must name domains, each once; got (1,)"),
         ({"data__train_domains": ("a", "a")}, "config.data.train_domains must name domains, each once"),
         ({"optimizer__decay_epochs": ("x",)}, "config.optimizer.decay_epochs must hold numbers; got ('x',)"),

@@ -233,9 +233,7 @@ def test_split_source(tmp_path):
 
 
 def test_incomplete_sets_are_refused():
-    with pytest.raises(
-        ValueError, match=r"viper: found 1,263 images where 1,264 images are published"
-    ):
+    with pytest.raises(ValueError, match=r"viper: found 1,263 images where 1,264 images are published"):
         target_splits("viper", viper()[1:])
     two_of_a_view = [record._replace(camid=1) if record.pid == 0 else record for record in viper()]
     with pytest.raises(ValueError, match=r"viper: 631 persons have an image on both sides where 632 belong"):

@@ -1,10 +1,11 @@
 """Images decoded once into a memory-mapped array of resized uint8."""
 
 import hashlib
+import operator
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -19,17 +20,35 @@ PROGRESS_EVERY = 1000  # images
 MAX_NAMED = 5  # broken files that an error names
 
 
-def load_images(records: Sequence[Record], size: tuple[int, int], cache_dir: str | Path) -> np.memmap:
+def _file_stamp(record: Record) -> str:
+    """Path, size and modification time of the record's image. Raises FileNotFoundError."""
+    path = os.path.abspath(record.path)
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"Image {path} does not exist.") from None
+    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+
+
+def load_images(
+    records: Sequence[Record],
+    size: tuple[int, int],
+    cache_dir: str | Path,
+    stamp: Callable[[Record], str] = _file_stamp,
+    image_file: Callable[[Record], str | IO[bytes]] = operator.attrgetter("path"),
+) -> np.memmap:
     """Decodes the records' images, or finds them decoded in cache_dir.
 
     Any mode PIL reads (greyscale, RGBA, palette, ...) is converted to RGB, then resized (bicubic) to `size`.
-    The cache file is keyed by `size` and by the paths, sizes and modification times of the images in record
-    order, and takes its name only when it is complete.
+    The cache file is keyed by `size` and by the stamps of the images in record order, and takes its name only when
+    it is complete.
 
     Args:
       records: n of them.
       size: (height, width) in pixels.
       cache_dir: created if need be; n * height * width * 3 bytes are written to it.
+      stamp: changes when the image of a record does.
+      image_file: what PIL opens for a record; called by several threads.
 
     Returns:
       Read-only uint8 [n, height, width, 3], aligned with records.
@@ -42,12 +61,12 @@ def load_images(records: Sequence[Record], size: tuple[int, int], cache_dir: str
         raise ValueError("There is no record to load images of.")
     height, width = size
     cache_dir = Path(cache_dir)
-    final = cache_dir / f"images-{height}x{width}-{_key(records, size)}.npy"
+    final = cache_dir / f"images-{height}x{width}-{_key(records, size, stamp)}.npy"
     if not final.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
             try:
-                _decode_all(records, size, file)
+                _decode_all(records, size, image_file, file)
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(file.name, final)
@@ -63,24 +82,36 @@ def progress(what: str, done: int, total: int) -> None:
         print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def _key(records: Sequence[Record], size: tuple[int, int]) -> str:
+def upright(file: str | IO[bytes]) -> Image.Image:
+    """An image in RGB, turned as its EXIF says. Raises what PIL does for a broken one."""
+    with Image.open(file) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def broken_error(paths: Sequence[str], number: int) -> ValueError:
+    """One sentence for the broken ones among `number` images: the first five, and how many there are."""
+    named = ", ".join(paths[:MAX_NAMED]) + (", ..." if len(paths) > MAX_NAMED else "")
+    return ValueError(f"{len(paths)} of {number} images are broken; repair or remove: {named}.")
+
+
+def _key(records: Sequence[Record], size: tuple[int, int], stamp: Callable[[Record], str]) -> str:
     digest = hashlib.sha256(f"{FORMAT}, {size[0]}x{size[1]}".encode())
     for record in records:
-        path = os.path.abspath(record.path)
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"Image {path} does not exist.") from None
-        digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
+        digest.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _decode_all(records: Sequence[Record], size: tuple[int, int], file: IO[bytes]) -> None:
+def _decode_all(
+    records: Sequence[Record],
+    size: tuple[int, int],
+    image_file: Callable[[Record], str | IO[bytes]],
+    file: IO[bytes],
+) -> None:
     """Writes a .npy file image by image: a full disk is an OSError here, where a memory map would crash."""
 
     def decode(record: Record) -> np.ndarray | Exception:
         try:
-            return _decode(record.path, size)
+            return _decode(image_file(record), size)
         except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
             return error
 
@@ -95,12 +126,9 @@ def _decode_all(records: Sequence[Record], size: tuple[int, int], file: IO[bytes
                 file.write(image.tobytes())
             progress("decoding images", done, len(records))
     if broken:
-        named = ", ".join(broken[:MAX_NAMED]) + (", ..." if len(broken) > MAX_NAMED else "")
-        raise ValueError(f"{len(broken)} of {len(records)} images are broken; repair or remove: {named}.")
+        raise broken_error(broken, len(records))
 
 
-def _decode(path: str, size: tuple[int, int]) -> np.ndarray:
+def _decode(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
     height, width = size
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(upright.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(upright(file).resize((width, height), Image.Resampling.BICUBIC))

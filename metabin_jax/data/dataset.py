@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from metabin_jax.data import cache, synthetic
+from metabin_jax.data import cache, prepared, synthetic
 from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
 
@@ -14,11 +14,14 @@ from metabin_jax.data.sampler import held_out_split
 def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
     """The records of `domains`, in this order, or of all domains; opens no image.
 
-    source: synthetic, folder or csv; path: of the folder or the CSV manifest. Raises ValueError for a domain that is
-    not there, ValueError or FileNotFoundError as the readers do.
+    source: synthetic, folder, csv or prepared; path: of the folder, the CSV manifest or the data_dir that
+    `metabin prepare` wrote to. Raises ValueError for a domain that is not there, ValueError or FileNotFoundError as the
+    readers do.
     """
     if source == "folder":
         return read_folder(path, domains)
+    if source == "prepared":
+        return prepared.read(path, domains)
     records = synthetic.list_records() if source == "synthetic" else read_csv(path)
     names = list(dict.fromkeys(record.domain for record in records))
     for domain in domains:
@@ -35,6 +38,9 @@ def load_images(source: str, records: Sequence[Record], size: tuple[int, int], c
     if source == "synthetic":
         domains = list(dict.fromkeys(record.domain for record in records))
         return synthetic.generate(seed=0, domains=domains, size=size)[0]
+    if source == "prepared":
+        images = prepared.Images(records)
+        return cache.load_images(records, size, cache_dir, images.stamp, images.open)
     return cache.load_images(records, size, cache_dir)
 
 

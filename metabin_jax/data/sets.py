@@ -192,6 +192,11 @@ def recognised(path: str | Path) -> bool:
     return bool(_all_at(Path(path)))
 
 
+def names_at(path: str | Path) -> list[str]:
+    """The sets that a folder holds, itself or below, or may hold where two share a layout; none if it is no folder."""
+    return list(dict.fromkeys(data_set.name for data_set, _ in _all_at(Path(path)))) if Path(path).is_dir() else []
+
+
 def read_set(name: str, path: str | Path) -> list[Record]:
     """Reads the data set `name` (one of SETS) from its own folder or from one that holds it, perhaps beside others.
 
