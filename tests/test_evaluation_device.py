@@ -152,3 +152,24 @@ def test_parts_are_equal_and_few():
             assert size <= most
             assert parts == -(-total // most)
             assert size * parts - total < parts
+
+
+def test_no_more_than_two_tiles_are_in_flight(monkeypatch):
+    """However fast chunks are sent: else the device would hold the whole gallery."""
+    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 10)
+    in_flight, most = set(), []
+
+    class Tile:
+        def block_until_ready(self):
+            in_flight.discard(self)
+
+    def send(query_BD, gallery_CD, metric):
+        tile = Tile()
+        in_flight.add(tile)
+        most.append(len(in_flight))
+        return tile
+
+    monkeypatch.setattr(metrics, "distance_tile", send)
+    query_QD, gallery_GD, _ = tied_case(7)
+    assert len(list(metrics._tiles(query_QD, slice(0, 29), gallery_GD, "cosine"))) == 16
+    assert most == [1] + [2] * 15

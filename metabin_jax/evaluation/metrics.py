@@ -106,10 +106,13 @@ def _tiles(query_QD: NDArray, rows: slice, gallery_GD: NDArray, metric: str) -> 
     with jax.enable_x64(dtype == np.float64):
         query_BD = jax.device_put(_filled(query_QD[rows], _block_rows(num_query, num_gallery), dtype))
     size = _balanced(num_gallery, _CHUNK_ROWS)
+    before = query_BD
     for start in range(0, num_gallery, size):
         columns = slice(start, min(start + size, num_gallery))
         with jax.enable_x64(dtype == np.float64):
             tile_BC = distance_tile(query_BD, _filled(gallery_GD[columns], size, dtype), metric)
+        before.block_until_ready()  # two tiles in flight: more would hold more of the gallery on the device
+        before = tile_BC
         yield columns, tile_BC
 
 
