@@ -44,6 +44,7 @@ EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--config.FIELD=VALUE .
   --workdir=DIR                          a workdir of `metabin train`; its config is taken as it is, except for
   --config.data.eval_domains="('a',)"    other domains,
   --config.data.path=DIR                 images elsewhere,
+  --config.eval.rerank=True              re-ranking; query expansion by --config.eval.query_expansion=K,
   --config.eval.policy=ignore            or any other field of data, eval and selection"""
 
 PREPARE_HELP = f"""usage: metabin prepare NAME --manual_dir=DIR [--data_dir=DIR] [--allow_incomplete]
@@ -222,10 +223,20 @@ def _lists_to_tuples(value: Any) -> Any:
 
 def _print_results(results: dict, workdir: str) -> None:
     for domain, scores in results["targets"].items():
-        percent = "  ".join(f"{name} {100 * scores[name]:.1f} %" for name in ("R-1", "R-5", "R-10", "mAP", "mINP"))
+        percent = "  ".join(f"{name} {_percent(scores[name])}" for name in ("R-1", "R-5", "R-10", "mAP", "mINP"))
         print(f"{domain}: {percent}  ({scores['queries']} queries)")
         unmatched = scores["unmatched"]
         if unmatched:
             named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
             print(f"  {len(unmatched)} queries have no valid match and do not count: {named}")
+        pairs = scores["verification"]
+        threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
+        print(
+            f"  verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold {threshold}  "
+            f"({pairs['num_positive']} positive, {pairs['num_negative']} negative pairs)"
+        )
     print(f"step {results['step']}; metrics, checkpoints and evaluation.json are in {workdir}")
+
+
+def _percent(fraction: float | None, digits: int = 1) -> str:
+    return "n/a" if fraction is None else f"{100 * fraction:.{digits}f} %"

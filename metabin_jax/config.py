@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -29,7 +30,7 @@ LEAST = {
         "seed", "steps_per_epoch", "data.pad", "batch.meta_train_domains", "loss.margin", "loss.smoothing",
         "optimizer.alpha", "optimizer.momentum", "optimizer.weight_decay", "optimizer.bias_lr_factor",
         "optimizer.warmup_epochs", "optimizer.warmup_start", "optimizer.decay",
-        "meta.beta_low", "meta.gamma", "meta.start",
+        "meta.beta_low", "meta.gamma", "meta.start", "eval.query_expansion",
     ),
 }  # fmt: skip
 KINDS = {
@@ -117,6 +118,9 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.eval.metric = "cosine"  # released code
     config.eval.policy = "cross-camera"  # cross-camera (Market-1501's protocol) | ignore
     config.eval.batch_size = 128
+    config.eval.rerank = False  # k-reciprocal re-ranking (arXiv 1701.08398) with its k1 = 20, k2 = 6, lambda = 0.3
+    config.eval.query_expansion = 0  # the k of alpha-weighted query expansion (arXiv 1711.02512), alpha = 3; 0 = none
+    config.eval.far = 1e-3  # false accept rate of the verification; a common operating point, not of the paper
     return config
 
 
@@ -171,6 +175,13 @@ def check(config: ConfigDict) -> None:
     _at_least(config, "meta.beta_high", config.meta.beta_low)
     if config.selection == "source_val" and not 0 < config.val_fraction < 1:
         raise ValueError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
+    if not 0 < config.eval.far < 1:
+        raise ValueError(f"config.eval.far must lie between 0 and 1; got {config.eval.far}")
+    if (config.eval.rerank or config.eval.query_expansion) and config.eval.metric != "cosine":
+        raise ValueError(
+            f"config.eval.metric is {config.eval.metric!r}, but re-ranking and query expansion know only directions: "
+            "choose cosine"
+        )
     if config.data.source != "synthetic" and not config.data.path:
         raise ValueError(
             f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
@@ -223,6 +234,8 @@ def _check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
         elif type(value) is not type(example) and not (type(example) is float and type(value) is int):
             kind = KINDS.get(type(example), "a group of fields")
             raise ValueError(f"{field} must be {kind}; got {value!r}")
+        elif type(value) is float and math.isinf(value):
+            raise ValueError(f"{field} must be finite; got {value}")
 
 
 def _unknown(name: str, known: ConfigDict, path: str) -> ValueError:

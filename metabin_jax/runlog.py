@@ -19,8 +19,8 @@ RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_text` of what is not text yet."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """`write_text` of what is not text yet. Strict JSON: NaN, which most readers refuse, is an error here."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 """Training and evaluation of a config in a workdir."""
 
+import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -139,15 +141,18 @@ def _source_score(run: Run, images: np.ndarray, state: TrainState) -> float:
     variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
     model = build_model(run.config, data.num_ids)
     results = _evaluate(run.config, model, variables, images, data.records, data.held_out)
-    return float(np.mean([result["mAP"] for result in results.values()]))
+    scores = [result["mAP"] for result in results.values() if result["mAP"] is not None]
+    return float(np.mean(scores)) if scores else math.nan
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     """Evaluates the selected checkpoint of `workdir` on config.data.eval_domains; needs no source images.
 
-    Returns, and writes to evaluation.json, {"step", "source_mAP", "policy", "metric", "targets": {domain: {"R-1",
-    "R-5", "R-10", "mAP", "mINP" (fractions), "queries" (number with a valid match), "unmatched" (paths of those
-    without)}}}. Raises ValueError or FileNotFoundError when there is no checkpoint or no domain to evaluate on.
+    Returns, and writes to evaluation.json, {"step", "source_mAP", "policy", "metric", "rerank", "query_expansion",
+    "targets": {domain: {"R-1", "R-5", "R-10", "mAP", "mINP" (fractions), "queries" (number with a valid match),
+    "unmatched" (paths of those without), "verification" (the fields of `evaluation.Verification`)}}}; None is what
+    could not be measured. Raises ValueError or FileNotFoundError when there is no checkpoint or no domain to
+    evaluate on.
     """
     use_compilation_cache()
     workdir = Path(workdir).expanduser()
@@ -168,8 +173,9 @@ def _evaluate_step(
     records: Sequence[Record],
     images: np.ndarray | None,
 ) -> dict:
-    settings = {"policy": config.eval.policy, "metric": config.eval.metric}
-    results: dict[str, Any] = {"step": step, "source_mAP": checkpoints.score(step), **settings, "targets": {}}
+    settings = {name: config.eval[name] for name in ("policy", "metric", "rerank", "query_expansion")}
+    score = _none_for_nan({"source_mAP": checkpoints.score(step)})
+    results: dict[str, Any] = {"step": step, **score, **settings, "targets": {}}
     if images is not None:
         variables = checkpoints.restore_variables(step)
         model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
@@ -194,13 +200,19 @@ def _evaluate(
         result = evaluate_domain(
             model, variables, images, records, rows,
             policy=settings.policy, metric=settings.metric, batch_size=settings.batch_size,
+            rerank=settings.rerank, query_expansion=settings.query_expansion, far=settings.far,
         )  # fmt: skip
         metrics = result.metrics
         results[domain] = {
-            **{f"R-{k}": value for k, value in metrics.cmc.items()},
-            "mAP": metrics.mAP,
-            "mINP": metrics.mINP,
+            **_none_for_nan({f"R-{k}": value for k, value in metrics.cmc.items()}),
+            **_none_for_nan({"mAP": metrics.mAP, "mINP": metrics.mINP}),
             "queries": metrics.num_valid,
             "unmatched": list(result.unmatched),
+            "verification": _none_for_nan(dataclasses.asdict(result.verification)),
         }
     return results
+
+
+def _none_for_nan(numbers: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}

@@ -165,13 +165,26 @@ def test_options_reach_the_config(capsys, tmp_path, trained):
 
 def test_results_are_printed(capsys):
     scores = {"R-1": 0.5, "R-5": 0.75, "R-10": 1.0, "mAP": 0.6, "mINP": 0.1234, "queries": 7}
-    targets = {"a": {**scores, "unmatched": []}, "b": {**scores, "unmatched": list("pqrs")}}
+    nothing = dict.fromkeys(("R-1", "R-5", "R-10", "mAP", "mINP")) | {"queries": 0}
+    pairs = {"tpr": 0.876, "far": 0.00098, "threshold": 0.51239, "num_positive": 20, "num_negative": 3000}
+    no_pairs = {"tpr": None, "far": None, "threshold": None, "num_positive": 0, "num_negative": 9}
+    targets = {
+        "a": {**scores, "unmatched": [], "verification": pairs},
+        "b": {**scores, "unmatched": list("pqrs"), "verification": pairs},
+        "c": {**nothing, "unmatched": ["p"], "verification": no_pairs},
+    }
     cli._print_results({"step": 3, "targets": targets}, "w")
     line = "R-1 50.0 %  R-5 75.0 %  R-10 100.0 %  mAP 60.0 %  mINP 12.3 %  (7 queries)"
+    verified = "  verification: TPR 87.6 % at FAR 0.098 %, threshold 0.512  (20 positive, 3000 negative pairs)"
     assert capsys.readouterr().out.splitlines() == [
         f"a: {line}",
+        verified,
         f"b: {line}",
         "  4 queries have no valid match and do not count: p, q, r, ...",
+        verified,
+        "c: R-1 n/a  R-5 n/a  R-10 n/a  mAP n/a  mINP n/a  (0 queries)",
+        "  1 queries have no valid match and do not count: p",
+        "  verification: TPR n/a at FAR n/a, threshold n/a  (0 positive, 9 negative pairs)",
         "step 3; metrics, checkpoints and evaluation.json are in w",
     ]
 

@@ -115,6 +115,13 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"__epochs": 0}, "config.epochs must be 1 or more; got 0"),
         ({"__log_every": 0}, "config.log_every must be 1 or more; got 0"),
         ({"eval__batch_size": 0}, "config.eval.batch_size must be 1 or more; got 0"),
+        ({"eval__query_expansion": -1}, "config.eval.query_expansion must be 0 or more; got -1"),
+        ({"eval__far": 0.0}, "config.eval.far must lie between 0 and 1; got 0.0"),
+        ({"eval__far": float("nan")}, "config.eval.far must lie between 0 and 1; got nan"),
+        ({"eval__rerank": 1}, "config.eval.rerank must be True or False; got 1"),
+        ({"eval__rerank": True, "eval__metric": "euclidean"}, "config.eval.metric is 'euclidean', but re-ranking and"),
+        ({"eval__query_expansion": 2, "eval__metric": "euclidean"}, "only directions: choose cosine"),
+        ({"loss__margin": float("inf")}, "config.loss.margin must be finite; got inf"),
         ({"__seed": -1}, "config.seed must be 0 or more; got -1"),
         ({"optimizer__alpha": float("nan")}, "config.optimizer.alpha must be 0 or more; got nan"),
         ({"optimizer__momentum": 1.0}, "config.optimizer.momentum must be less than 1; got 1.0"),
@@ -153,4 +160,6 @@ def test_a_field_that_is_missing():
 def test_what_only_some_methods_need():
     check(config(data__source="synthetic", data__path=""))
     check(config(__val_fraction=0.0))
+    check(config(eval__metric="euclidean"))
+    check(config(eval__rerank=True, eval__query_expansion=2))
     check(config(optimizer__alpha=1))  # a whole number where any will do

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from metabin_jax.data.records import Record
+from metabin_jax.evaluation import rank_metrics, retrieval_metrics
 from metabin_jax.evaluation.protocol import evaluate_domain, query_gallery
+from metabin_jax.evaluation.reranking import query_expansion, rerank
 
 
 class MeanColour(nn.Module):
@@ -127,3 +129,56 @@ def test_options_reach_the_metrics():
 def test_images_and_records_must_agree_in_number():
     with pytest.raises(ValueError, match="there are 1 images for 2 records"):
         evaluate_domain(MeanColour(), {}, painted(RED), domain((1, 1, "all"), (1, 2, "all")))
+
+
+def colourful(split_of=("query", "gallery")):
+    """Records of 5 identities seen by 2 cameras, their painted images, and their colours after normalisation."""
+    rng = np.random.default_rng([2])
+    base = rng.integers(40, 215, (5, 3))
+    rows = [(pid, camid, split_of[camid - 1]) for pid in range(5) for camid in (1, 1, 2, 2)]
+    colours = np.array([np.clip(base[pid] + rng.integers(-90, 91, 3), 0, 255) for pid, _, _ in rows])
+    feature_ND = ((colours / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
+    return domain(*rows), painted(*colours.tolist()), feature_ND
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rerank": True}, {"query_expansion": 3}, {"rerank": True, "query_expansion": 3}], ids=str
+)
+@pytest.mark.parametrize("split_of", [("query", "gallery"), ("all", "all")], ids=["marked", "unmarked"])
+def test_the_steps_between_embedding_and_ranking(options, split_of):
+    records, images, feature_ND = colourful(split_of)
+    result = evaluate_domain(MeanColour(), {}, images, records, **options)
+    pid, camid = np.array([r.pid for r in records]), np.array([r.camid for r in records])
+    is_query, is_gallery = (np.array([r.split in (kind, "all") for r in records]) for kind in ("query", "gallery"))
+    query_QD, gallery_GD = feature_ND[is_query], feature_ND[is_gallery]
+    labels = pid[is_query], pid[is_gallery], camid[is_query], camid[is_gallery]
+    if "query_expansion" in options:
+        query_QD = query_expansion(query_QD, gallery_GD, 3)
+    unit_QD, unit_GD = (x / np.linalg.norm(x, axis=1)[:, None] for x in (query_QD, gallery_GD))
+    distance_QG = rerank(query_QD, gallery_GD) if "rerank" in options else 1 - unit_QD @ unit_GD.T
+    expected = rank_metrics(distance_QG, *labels)
+    assert result.metrics == expected
+    assert result.metrics.first_rank_Q.tolist() == expected.first_rank_Q.tolist()
+    plain = retrieval_metrics(feature_ND[is_query], feature_ND[is_gallery], *labels)
+    if options:  # else nothing would be shown
+        assert result.metrics.mAP != plain.mAP
+
+    # Whatever is done for the ranking, verification compares the embeddings: by loops over all pairs.
+    cosine = feature_ND @ feature_ND.T / np.outer(*[np.linalg.norm(feature_ND, axis=1)] * 2)
+    pairs = [(i, j) for i in np.flatnonzero(is_query) for j in np.flatnonzero(is_gallery)]
+    verified = result.verification
+    assert verified.num_positive == sum(pid[i] == pid[j] and camid[i] != camid[j] for i, j in pairs)
+    negative = sorted(cosine[i, j] for i, j in pairs if pid[i] != pid[j])
+    assert (verified.num_negative, np.isnan(verified.tpr)) == (len(negative), True)  # far * negatives < 1
+
+    loose = evaluate_domain(MeanColour(), {}, images, records, **options, far=0.1).verification
+    assert loose.threshold == pytest.approx(negative[-1 - len(negative) // 10], abs=1e-6)
+    positive = [cosine[i, j] for i, j in pairs if pid[i] == pid[j] and camid[i] != camid[j]]
+    assert loose.tpr == pytest.approx(np.mean(np.array(positive) > loose.threshold), abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"rerank": True}, {"query_expansion": 1}], ids=str)
+def test_steps_that_know_only_directions_refuse_lengths(options):
+    records, images, _ = colourful()
+    with pytest.raises(ValueError, match="need the metric cosine, not 'euclidean'"):
+        evaluate_domain(MeanColour(), {}, images, records, metric="euclidean", **options)

@@ -1,12 +1,14 @@
 import functools
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_run import DOMAINS, STEPS, draw_folder, killed_after, rows, tiny_config
 
-from metabin_jax import build, train
+from metabin_jax import build, runlog, train
 from metabin_jax.data import synthetic
 from metabin_jax.evaluation import evaluate_domain
 
@@ -45,6 +47,10 @@ def test_what_a_run_leaves_behind(folder, straight):
         "cosine",
     )
     assert (scores["queries"], scores["unmatched"]) == (16, [])
+    # 16 images of 4 identities, two of each from either camera; fewer than 1000 negative pairs measure no FAR of 0.001.
+    assert scores["verification"] == {
+        "threshold": None, "tpr": None, "far": None, "num_positive": 32, "num_negative": 192,
+    }  # fmt: skip
     assert 0 < scores["mINP"] <= scores["mAP"] <= 1
 
 
@@ -154,6 +160,56 @@ def test_evaluation_of_other_domains_and_settings(folder, straight):
     assert other["policy"] == "ignore"
     assert other["targets"]["west"] != result["targets"]["west"]
     assert json.loads((workdir / "evaluation.json").read_text()) == other
+
+
+def test_steps_before_the_ranking_and_the_false_accept_rate(folder, straight):
+    workdir, plain = straight
+    config = tiny_config(folder)
+    config.eval.far = 0.05
+    far = train.evaluate(config, workdir)
+    verified = far["targets"]["west"].pop("verification")
+    assert 0 < verified["far"] <= 0.05 and 0 <= verified["tpr"] <= 1 and -1 <= verified["threshold"] <= 1
+    assert far["targets"]["west"].items() < plain["targets"]["west"].items()  # the ranking is as before
+    seen = [plain["targets"]["west"]["mAP"]]
+    for name, value in (("query_expansion", 3), ("rerank", True)):
+        config.eval[name] = value
+        result = train.evaluate(config, workdir)
+        assert result[name] == value != plain[name]
+        assert result["targets"]["west"]["verification"] == verified
+        seen.append(result["targets"]["west"]["mAP"])
+    assert len(set(seen)) == 3
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_what_cannot_be_measured_is_null(straight, tmp_path):
+    """Targets seen by one camera have no match under the cross-camera policy."""
+    workdir, _ = straight
+    config = tiny_config(draw_folder(tmp_path / "data", cameras=1))
+    train.evaluate(config, workdir)
+    result = json.loads((workdir / "evaluation.json").read_text(), parse_constant=refuse_constant)
+    scores = result["targets"]["west"]
+    assert [scores[name] for name in ("R-1", "R-5", "R-10", "mAP", "mINP")] == [None] * 5
+    assert (scores["queries"], len(scores["unmatched"])) == (0, 8)
+    assert (scores["verification"]["tpr"], scores["verification"]["num_positive"]) == (None, 0)
+    with pytest.raises(AssertionError, match="NaN is no JSON"):  # that the reader above would have seen it
+        json.loads(json.dumps({"mAP": float("nan")}), parse_constant=refuse_constant)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runlog.write_json(tmp_path / "nan.json", {"mAP": float("nan")})
+    assert not (tmp_path / "nan.json").exists()
+
+
+def test_the_source_score_leaves_out_sources_without_a_valid_query(monkeypatch):
+    results = {"a": {"mAP": 0.5}, "b": {"mAP": None}, "c": {"mAP": 0.25}}
+    monkeypatch.setattr(train, "_evaluate", lambda *args: results)
+    monkeypatch.setattr(train, "build_model", lambda *args: None)
+    data = SimpleNamespace(num_ids=1, records=[], held_out={})
+    run, state = SimpleNamespace(data=data, config=None), SimpleNamespace(params=0, rho=0, batch_stats=0)
+    assert train._source_score(run, None, state) == 0.375
+    results = {"b": {"mAP": None}}
+    assert math.isnan(train._source_score(run, None, state))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
+from metabin_jax.evaluation import reranking
 from metabin_jax.evaluation.embedding import embed
-from metabin_jax.evaluation.metrics import RetrievalMetrics, retrieval_metrics
+from metabin_jax.evaluation.metrics import RetrievalMetrics, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation.thresholds import Verification, verification
 
 CameraPolicy = Literal["cross-camera", "ignore"]
 
@@ -25,13 +27,19 @@ class QueryGallery(NamedTuple):
     query_camid: NDArray[np.int64]
     gallery_camid: NDArray[np.int64]
 
+    @property
+    def labels(self) -> tuple[NDArray[np.int64], ...]:
+        """What `retrieval_metrics` and `verification` take after the features."""
+        return self[2:]
+
 
 @dataclass(frozen=True)
 class DomainResult:
-    """The metrics of one domain, and the paths of its queries without a valid match."""
+    """The metrics of one domain, its verification, and the paths of its queries without a valid match."""
 
     domain: str
     metrics: RetrievalMetrics
+    verification: Verification
     unmatched: tuple[str, ...]
 
 
@@ -73,6 +81,33 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
 
 
+def ranking_metrics(
+    query_QD: NDArray,
+    gallery_GD: NDArray,
+    split: QueryGallery,
+    metric: str = "cosine",
+    ranks: Sequence[int] = (1, 5, 10),
+    rerank: bool = False,
+    query_expansion: int = 0,
+) -> RetrievalMetrics:
+    """`retrieval_metrics` of a split, after the steps that a user asks for.
+
+    Args:
+      rerank: rank by the distances of `reranking.rerank`, all [Q, G] of which are in memory at once.
+      query_expansion: the k of `reranking.query_expansion`, which comes before the ranking or re-ranking; 0 for none.
+
+    Raises:
+      ValueError: as those; a metric other than cosine with re-ranking or query expansion, which know only directions.
+    """
+    if (rerank or query_expansion) and metric != "cosine":
+        raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
+    if query_expansion:
+        query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
+    if rerank:
+        return rank_metrics(reranking.rerank(query_QD, gallery_GD), *split.labels, ranks)
+    return retrieval_metrics(query_QD, gallery_GD, *split.labels, metric, ranks)
+
+
 def evaluate_domain(
     model: nn.Module,
     variables: dict,
@@ -83,16 +118,20 @@ def evaluate_domain(
     metric: str = "cosine",
     ranks: Sequence[int] = (1, 5, 10),
     batch_size: int = 64,
+    rerank: bool = False,
+    query_expansion: int = 0,
+    far: float = 1e-3,
 ) -> DomainResult:
     """Embeds the query and gallery images of one domain and ranks them.
 
     Args:
       images: RGB uint8 [n, H, W, 3], aligned with `records`, in memory or memory-mapped.
       rows: those of the domain; all if None.
-      The rest as in `query_gallery`, `retrieval_metrics` and `embed`.
+      far: as in `verification`, which compares the embeddings as they are.
+      The rest as in `query_gallery`, `ranking_metrics` and `embed`.
 
     Raises:
-      ValueError: as those three; images and records differ in number.
+      ValueError: as those; images and records differ in number.
     """
     if len(images) != len(records):
         raise ValueError(f"there are {len(images)} images for {len(records)} records: build the image cache again.")
@@ -101,15 +140,9 @@ def evaluate_domain(
     split = query_gallery(own, policy)
     needed = np.union1d(split.query_row, split.gallery_row)
     embedding_ND = embed(model, variables, images, batch_size, rows=rows[needed])
-    metrics = retrieval_metrics(
-        embedding_ND[np.searchsorted(needed, split.query_row)],
-        embedding_ND[np.searchsorted(needed, split.gallery_row)],
-        split.query_pid,
-        split.gallery_pid,
-        split.query_camid,
-        split.gallery_camid,
-        metric,
-        ranks,
-    )
+    query_QD = embedding_ND[np.searchsorted(needed, split.query_row)]
+    gallery_GD = embedding_ND[np.searchsorted(needed, split.gallery_row)]
+    verified = verification(query_QD, gallery_GD, *split.labels, far)
+    metrics = ranking_metrics(query_QD, gallery_GD, split, metric, ranks, rerank, query_expansion)
     unmatched = tuple(own[split.query_row[index]].path for index in metrics.unmatched)
-    return DomainResult(own[0].domain, metrics, unmatched)
+    return DomainResult(own[0].domain, metrics, verified, unmatched)

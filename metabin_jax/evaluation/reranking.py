@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metabin_jax.evaluation.inputs import check_features
-from metabin_jax.evaluation.metrics import distance, distance_blocks, unit_length
+from metabin_jax.evaluation.metrics import distance_blocks, unit_length
 
 
 class _Rows(NamedTuple):
@@ -154,8 +154,9 @@ def _weights(image_ND: NDArray, neighbour_NK: NDArray, farthest_N: NDArray, k1: 
         overlap_R = (np.isin(half_RH, member_R) & in_half_RH).sum(axis=1)
         taken_R1 = (3 * overlap_R > 2 * in_half_RH.sum(axis=1))[:, None]
         column = np.union1d(member_R, half_RH[in_half_RH & taken_R1])
-        distance_C = distance(image_ND[image : image + 1], image_ND[column])[0] / farthest_N[image]
-        weight_C = np.exp(-distance_C)
+        # On the host: so few distances, and each time another number of them, are no work for the device.
+        image_1D, column_CD = (unit_length(image_ND[chosen].astype(farthest_N.dtype)) for chosen in ([image], column))
+        weight_C = np.exp(-(1 - (image_1D @ column_CD.T)[0]) / farthest_N[image])
         rows.append((column, weight_C / weight_C.sum()))
     return _Rows.join(rows)
 
