@@ -117,7 +117,7 @@ def evaluate(arguments: list[str]) -> None:
     for field in fields:
         if not field.startswith(EVALUATION_FIELDS):
             raise ValueError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
-    from metabin_jax.train import evaluate
+    from metabin_jax.evaluate import evaluate
 
     _print_results(evaluate(config, options["workdir"]), options["workdir"])
 
@@ -222,20 +222,22 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 def _print_results(results: dict, workdir: str) -> None:
+    if results["targets"]:
+        from metabin_jax.benchmark.tables import console
+
+        print(console(results["benchmark"]))
     for domain, scores in results["targets"].items():
-        percent = "  ".join(f"{name} {_percent(scores[name])}" for name in ("R-1", "R-5", "R-10", "mAP", "mINP"))
-        print(f"{domain}: {percent}  ({scores['queries']} queries)")
         unmatched = scores["unmatched"]
         if unmatched:
             named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
-            print(f"  {len(unmatched)} queries have no valid match and do not count: {named}")
+            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
         pairs = scores["verification"]
         threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
         print(
-            f"  verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold {threshold}  "
-            f"({pairs['num_positive']} positive, {pairs['num_negative']} negative pairs)"
+            f"{domain}: verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold "
+            f"{threshold} ({pairs['num_positive']:,} positive, {pairs['num_negative']:,} negative pairs)"
         )
-    print(f"step {results['step']}; metrics, checkpoints and evaluation.json are in {workdir}")
+    print(f"step {results['step']}; metrics, checkpoints, evaluation.json and evaluation.md are in {workdir}")
 
 
 def _percent(fraction: float | None, digits: int = 1) -> str:

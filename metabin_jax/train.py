@@ -1,10 +1,8 @@
-"""Training and evaluation of a config in a workdir."""
+"""Training of a config in a workdir."""
 
-import dataclasses
 import functools
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from metabin_jax import models
 from metabin_jax.algorithm import Batch, Metrics, TrainState
-from metabin_jax.build import Run, alpha_schedule, build, build_model, checked, load_images, read, resolve
+from metabin_jax.build import Run, alpha_schedule, build, load_images, resolve
 from metabin_jax.checkpoint import Checkpoints
 from metabin_jax.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
-from metabin_jax.data.records import Record
-from metabin_jax.evaluation import evaluate_domain
-from metabin_jax.evaluation.protocol import query_gallery
-from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run, write_json
+from metabin_jax.evaluate import evaluate_checkpoint, read_targets, source_score
+from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run
 
 
 def make_step(run: Run) -> functools.partial[tuple[TrainState, Metrics]]:
@@ -91,10 +86,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
                     writer.flush()
                     score = None
                     if run.data.held_out:
-                        score = _source_score(run, images, state)
+                        score = source_score(run, images, state)
                         writer.write(step, {"source_mAP": score})
                     checkpoints.save(state, score)
-        return _evaluate_step(config, workdir, checkpoints, checkpoints.selected_step(), targets, target_images)
+        return evaluate_checkpoint(config, workdir, checkpoints, targets, target_images)
 
 
 def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches]:
@@ -115,15 +110,6 @@ def describe(run: Run) -> str:
     return words
 
 
-def read_targets(config: ConfigDict) -> list[Record]:
-    """The records of config.data.eval_domains. Raises ValueError for a domain that cannot be evaluated."""
-    domains = config.data.eval_domains
-    records = read(config, domains) if domains else []
-    for domain in domains:
-        query_gallery([record for record in records if record.domain == domain], config.eval.policy)
-    return records
-
-
 def check_divisible(run: Run, num_devices: int) -> None:
     """Raises ValueError if a batch cannot be cut into equal parts, one per device."""
     meta = run.meta.meta(0) if run.meta else ()
@@ -133,86 +119,3 @@ def check_divisible(run: Run, num_devices: int) -> None:
                 f"the {name} batch of {len(rows)} images does not divide over {num_devices} devices: "
                 "change config.batch or use fewer devices"
             )
-
-
-def _source_score(run: Run, images: np.ndarray, state: TrainState) -> float:
-    """mAP on held-out source identities, mean over the sources."""
-    data = run.data
-    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
-    model = build_model(run.config, data.num_ids)
-    results = _evaluate(run.config, model, variables, images, data.records, data.held_out)
-    scores = [result["mAP"] for result in results.values() if result["mAP"] is not None]
-    return float(np.mean(scores)) if scores else math.nan
-
-
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-    """Evaluates the selected checkpoint of `workdir` on config.data.eval_domains; needs no source images.
-
-    Returns, and writes to evaluation.json, {"step", "source_mAP", "policy", "metric", "rerank", "query_expansion",
-    "targets": {domain: {"R-1", "R-5", "R-10", "mAP", "mINP" (fractions), "queries" (number with a valid match),
-    "unmatched" (paths of those without), "verification" (the fields of `evaluation.Verification`)}}}; None is what
-    could not be measured. Raises ValueError or FileNotFoundError when there is no checkpoint or no domain to
-    evaluate on.
-    """
-    use_compilation_cache()
-    workdir = Path(workdir).expanduser()
-    config = checked(config)
-    if not config.data.eval_domains:
-        raise ValueError("config.data.eval_domains is empty: name the domains to evaluate on")
-    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
-        step = checkpoints.selected_step()
-        targets = read_targets(config)
-        return _evaluate_step(config, workdir, checkpoints, step, targets, load_images(config, targets))
-
-
-def _evaluate_step(
-    config: ConfigDict,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    step: int,
-    records: Sequence[Record],
-    images: np.ndarray | None,
-) -> dict:
-    settings = {name: config.eval[name] for name in ("policy", "metric", "rerank", "query_expansion")}
-    score = _none_for_nan({"source_mAP": checkpoints.score(step)})
-    results: dict[str, Any] = {"step": step, **score, **settings, "targets": {}}
-    if images is not None:
-        variables = checkpoints.restore_variables(step)
-        model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
-        domain = np.array([record.domain for record in records])
-        rows_of = {name: np.flatnonzero(domain == name) for name in config.data.eval_domains}
-        results["targets"] = _evaluate(config, model, variables, images, records, rows_of)
-    write_json(workdir / "evaluation.json", results)
-    return results
-
-
-def _evaluate(
-    config: ConfigDict,
-    model: models.ReID,
-    variables: dict,
-    images: np.ndarray,
-    records: Sequence[Record],
-    rows_of: dict[str, np.ndarray],
-) -> dict[str, dict]:
-    settings = config.eval
-    results: dict[str, dict] = {}
-    for domain, rows in rows_of.items():
-        result = evaluate_domain(
-            model, variables, images, records, rows,
-            policy=settings.policy, metric=settings.metric, batch_size=settings.batch_size,
-            rerank=settings.rerank, query_expansion=settings.query_expansion, far=settings.far,
-        )  # fmt: skip
-        metrics = result.metrics
-        results[domain] = {
-            **_none_for_nan({f"R-{k}": value for k, value in metrics.cmc.items()}),
-            **_none_for_nan({"mAP": metrics.mAP, "mINP": metrics.mINP}),
-            "queries": metrics.num_valid,
-            "unmatched": list(result.unmatched),
-            "verification": _none_for_nan(dataclasses.asdict(result.verification)),
-        }
-    return results
-
-
-def _none_for_nan(numbers: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}

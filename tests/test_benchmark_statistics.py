@@ -3,12 +3,10 @@ import statistics as stdlib
 
 import numpy as np
 import pytest
-from small_sets import prid2011, viper
 
-from metabin_jax.benchmark.run import TargetResult, evaluate_target
-from metabin_jax.benchmark.statistics import METRICS, RESAMPLES, resampled, summarise
-from metabin_jax.data.records import Record
-from metabin_jax.evaluation import QueryGallery, RetrievalMetrics, rank_metrics
+from metabin_jax.benchmark.run import TargetResult
+from metabin_jax.benchmark.statistics import RESAMPLES, resampled, summarise
+from metabin_jax.evaluation import QueryGallery, RetrievalMetrics, Verification
 
 
 def result(ranks, pids=None, target="viper") -> TargetResult:
@@ -25,7 +23,8 @@ def result(ranks, pids=None, target="viper") -> TargetResult:
         )
         pid_Q = np.arange(len(first_Q)) if pids is None else np.array(pids[number])
         splits.append(QueryGallery(pid_Q, pid_Q, pid_Q, pid_Q, pid_Q, pid_Q + 1))
-    return TargetResult(target, "by hand", tuple(splits), tuple(metrics))
+    verification = Verification(math.nan, math.nan, math.nan, 0, 0)
+    return TargetResult(target, "by hand", tuple(splits), tuple(metrics), verification, ())
 
 
 def drawn(seed, num_splits=10, persons=632, queries=316, share=0.5, target="viper"):
@@ -140,51 +139,3 @@ def test_without_a_match():
     assert math.isnan(over_all.estimates["mAP"].mean)
     with pytest.raises(ValueError, match="each once"):
         summarise([empty, empty])
-
-
-# From records to results
-
-
-def features(records, noise):
-    """A direction per person, and noise per image; the same whatever the order of the rows."""
-    rng = np.random.default_rng(0)
-    of_person = {pid: rng.normal(size=16) for pid in sorted({record.pid for record in records})}
-    return np.stack([of_person[record.pid] for record in records]) + noise * rng.normal(size=(len(records), 16))
-
-
-def test_evaluate_target_against_the_whole_matrix():
-    """Every split against ranks from one distance matrix of all images; the images are embedded once."""
-    records, calls = prid2011(), []
-    feature_ND = features(records, noise=0.5)
-
-    def embed(rows):
-        calls.append(rows)
-        return feature_ND[rows]
-
-    measured = evaluate_target("prid2011", records, embed, metric="euclidean")
-    (rows,) = calls
-    assert len(set(rows.tolist())) == len(rows) < len(records)  # view a's other persons are never needed
-    distance_NN = np.linalg.norm(feature_ND[:, None] - feature_ND, axis=2)
-    assert len(measured.metrics) == 10 and measured.split_source == "shipped with metabin_jax"
-    for split, metrics in zip(measured.splits, measured.metrics, strict=True):
-        distance_QG = distance_NN[split.query_row][:, split.gallery_row]
-        expected = rank_metrics(distance_QG, *split[2:])
-        np.testing.assert_array_equal(metrics.first_rank_Q, expected.first_rank_Q)
-        assert 0.3 < metrics.cmc[1] < 0.95 and metrics.mAP == pytest.approx(metrics.mINP)
-    cosine = evaluate_target("prid2011", records, embed)
-    assert [m.mAP for m in cosine.metrics] != [m.mAP for m in measured.metrics]
-
-
-def test_perfect_features_find_everybody():
-    records = viper()
-    measured = evaluate_target("viper", records, lambda rows: features(records, noise=0)[rows])
-    (summary,) = summarise([measured])
-    assert all(summary.estimates[metric] == (1, 0, 1, 1) for metric in METRICS)
-    assert summary.queries == 3160
-
-
-def test_a_set_with_one_split():
-    records = [Record(f"{n}.jpg", n % 3, n, "market1501", "query" if n < 3 else "gallery") for n in range(9)]
-    measured = evaluate_target("market1501", records, lambda rows: features(records, noise=0)[rows])
-    assert len(measured.metrics) == 1 and measured.metrics[0].mAP == 1
-    assert measured.split_source == "the set's own query and gallery"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metabin_jax import cli, train
+from metabin_jax import cli, evaluate, train
 from metabin_jax.data import synthetic
 from metabin_jax.models import reid
 
@@ -39,7 +39,7 @@ def trained(monkeypatch):
         return {"step": 3, "targets": {}}
 
     monkeypatch.setattr(train, "train", stub)
-    monkeypatch.setattr(train, "evaluate", stub)
+    monkeypatch.setattr(evaluate, "evaluate", stub)
     return calls
 
 
@@ -156,7 +156,7 @@ def test_options_reach_the_config(capsys, tmp_path, trained):
     options = ["--config", CONFIGS / "metabin.py:official", "--workdir", tmp_path, "--config.optimizer.alpha=1"]
     status, out, _ = run(capsys, "train", *options, "--config.data.path=a=b", "--config.data.eval_domains=('x', 'y')")
     assert status == 0
-    assert out == f"step 3; metrics, checkpoints and evaluation.json are in {tmp_path}\n"
+    assert out == f"step 3; metrics, checkpoints, evaluation.json and evaluation.md are in {tmp_path}\n"
     ((config, workdir),) = trained
     assert workdir == str(tmp_path)
     assert (config.preset, config.optimizer.alpha, config.data.path) == ("official", 1.0, "a=b")
@@ -164,28 +164,39 @@ def test_options_reach_the_config(capsys, tmp_path, trained):
 
 
 def test_results_are_printed(capsys):
-    scores = {"R-1": 0.5, "R-5": 0.75, "R-10": 1.0, "mAP": 0.6, "mINP": 0.1234, "queries": 7}
-    nothing = dict.fromkeys(("R-1", "R-5", "R-10", "mAP", "mINP")) | {"queries": 0}
     pairs = {"tpr": 0.876, "far": 0.00098, "threshold": 0.51239, "num_positive": 20, "num_negative": 3000}
     no_pairs = {"tpr": None, "far": None, "threshold": None, "num_positive": 0, "num_negative": 9}
     targets = {
-        "a": {**scores, "unmatched": [], "verification": pairs},
-        "b": {**scores, "unmatched": list("pqrs"), "verification": pairs},
-        "c": {**nothing, "unmatched": ["p"], "verification": no_pairs},
+        "a": {"unmatched": [], "verification": pairs},
+        "b": {"unmatched": list("pqrs"), "verification": pairs},
+        "c": {"unmatched": ["p"], "verification": no_pairs},
     }
-    cli._print_results({"step": 3, "targets": targets}, "w")
-    line = "R-1 50.0 %  R-5 75.0 %  R-10 100.0 %  mAP 60.0 %  mINP 12.3 %  (7 queries)"
-    verified = "  verification: TPR 87.6 % at FAR 0.098 %, threshold 0.512  (20 positive, 3000 negative pairs)"
-    assert capsys.readouterr().out.splitlines() == [
-        f"a: {line}",
-        verified,
-        f"b: {line}",
-        "  4 queries have no valid match and do not count: p, q, r, ...",
-        verified,
-        "c: R-1 n/a  R-5 n/a  R-10 n/a  mAP n/a  mINP n/a  (0 queries)",
-        "  1 queries have no valid match and do not count: p",
-        "  verification: TPR n/a at FAR n/a, threshold n/a  (0 positive, 9 negative pairs)",
-        "step 3; metrics, checkpoints and evaluation.json are in w",
+    some, nothing = {"mean": 0.5, "std": None, "low": 0.4, "high": 0.6}, dict.fromkeys(("mean", "std", "low", "high"))
+    metrics = ("R-1", "R-5", "R-10", "mAP", "mINP")
+    measured = {
+        name: dict.fromkeys(metrics, nothing if name == "c" else some) | {"splits": 1, "queries": 7} for name in "abc"
+    }
+    benchmark = {"results": measured, "published_percent": [], "notes": ["a note"]}
+    cli._print_results({"step": 3, "targets": targets, "benchmark": benchmark}, "w")
+    verified = "verification: TPR 87.6 % at FAR 0.098 %, threshold 0.512 (20 positive, 3,000 negative pairs)"
+    number = "50.0 [40.0, 60.0]"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["target", "result", *metrics, "splits", "queries"],
+        ["a", "ours", *number.split(), "50.0", "50.0", *number.split(), "50.0", "1", "7"],
+        ["b", "ours", *number.split(), "50.0", "50.0", *number.split(), "50.0", "1", "7"],
+        ["c", "ours", *["n/a"] * 5, "1", "7"],
+    ]
+    assert lines[4:] == [
+        "",
+        "a note",
+        "",
+        f"a: {verified}",
+        "b: 4 queries have no valid match and do not count: p, q, r, ...",
+        f"b: {verified}",
+        "c: 1 queries have no valid match and do not count: p",
+        "c: verification: TPR n/a at FAR n/a, threshold n/a (0 positive, 9 negative pairs)",
+        "step 3; metrics, checkpoints, evaluation.json and evaluation.md are in w",
     ]
 
 
@@ -252,14 +263,14 @@ def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     options = [f"--config.{option}" for option in ("epochs=1", "steps_per_epoch=2", *small)]
     status, out, err = run(capsys, "train", DEMO, f"--workdir={tmp_path}", *options)
     assert status == 0
-    assert out.startswith("underpass: R-1 ") and out.endswith(f"evaluation.json are in {tmp_path}\n")
+    assert "\nunderpass  ours" in out and out.endswith(f"evaluation.md are in {tmp_path}\n")
     assert "step 2/2  base loss" in err
     assert "Traceback" not in err and "WARNING" not in err
     saved = json.loads((tmp_path / "evaluation.json").read_text())
 
     status, out, err = run(capsys, "evaluate", f"--workdir={tmp_path}", "--config.data.eval_domains=('mall',)")
     assert (status, err) == (0, "")
-    assert out.startswith("mall: R-1 ")
+    assert "\nmall    ours" in out
     assert list(json.loads((tmp_path / "evaluation.json").read_text())["targets"]) == ["mall"]
 
     assert run(capsys, "evaluate", f"--workdir={tmp_path}")[0] == 0

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tiny_run import DOMAINS, STEPS, draw_folder, killed_after, rows, tiny_config
 
-from metabin_jax import build, runlog, train
+from metabin_jax import build, evaluate, runlog, train
 from metabin_jax.data import synthetic
-from metabin_jax.evaluation import evaluate_domain
+from metabin_jax.data.records import Record
+from metabin_jax.evaluation import embed
 
 pytestmark = pytest.mark.usefixtures("quick_net")
 
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_net")
 def test_what_a_run_leaves_behind(folder, straight):
     workdir, result = straight
     assert {path.name for path in workdir.iterdir()} == {
-        "config.json", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+        "config.json", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints",
+        "evaluation.json", "evaluation.md",
     }  # fmt: skip
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(STEPS)]
     assert any("tfevents" in path.name for path in (workdir / "tensorboard").iterdir())
@@ -104,7 +106,7 @@ def selecting(tmp_path_factory):
 
 def test_the_checkpoint_best_on_the_sources_is_evaluated(selecting, tmp_path, monkeypatch):
     scores = {3: 0.2, 6: 0.9, 9: 0.5}
-    monkeypatch.setattr(train, "_source_score", lambda run, images, state: scores[int(state.step)])
+    monkeypatch.setattr(train, "source_score", lambda run, images, state: scores[int(state.step)])
     with killed_after(7):  # the best is known from before the resumption
         train.train(selecting, tmp_path)
     result = train.train(selecting, tmp_path)
@@ -115,11 +117,11 @@ def test_the_checkpoint_best_on_the_sources_is_evaluated(selecting, tmp_path, mo
         (6, 0.9),
         (9, 0.5),
     ]
-    assert train.evaluate(selecting, tmp_path) == result
+    assert evaluate.evaluate(selecting, tmp_path) == result
 
     config = selecting.copy_and_resolve_references()
     config.selection = "last"
-    last = train.evaluate(config, tmp_path)
+    last = evaluate.evaluate(config, tmp_path)
     assert (last["step"], last["source_mAP"]) == (9, 0.5)
     assert last["targets"] != result["targets"]
 
@@ -129,17 +131,20 @@ def test_selection_never_looks_at_the_target(selecting, tmp_path, monkeypatch):
     config.epochs = 1
     seen = []
 
-    def spy(model, variables, images, records, rows, **settings):
-        seen.append({(records[row].domain, records[row].pid) for row in rows})
-        return evaluate_domain(model, variables, images, records, rows, **settings)
+    def spy(model, variables, images, batch_size, rows):
+        seen.append((len(images), rows))
+        return embed(model, variables, images, batch_size, rows)
 
-    monkeypatch.setattr(train, "evaluate_domain", spy)
+    monkeypatch.setattr(evaluate, "embed", spy)
     result = train.train(config, tmp_path)
-    assert [{domain for domain, _ in pairs} for pairs in seen] == [{"east"}, {"north"}, {"south"}, {"west"}]
     data = build.build(build.resolve(config)).data
+    *sources, (number, _) = seen
+    assert [records for records, _ in sources] == [len(data.records)] * 3 and number < len(data.records)
+    held_out = [{(data.records[row].domain, data.records[row].pid) for row in rows} for _, rows in sources]
+    assert [{domain for domain, _ in pairs} for pairs in held_out] == [{"east"}, {"north"}, {"south"}]
     trained = {(r.domain, r.pid) for r, pid in zip(data.records, data.pid, strict=True) if pid >= 0}
     assert len(trained) == 12
-    assert all(len(pairs) == 4 and not pairs & trained for pairs in seen[:3])
+    assert all(len(pairs) == 4 and not pairs & trained for pairs in held_out)
     assert result["source_mAP"] == rows(tmp_path)[-1]["source_mAP"]
 
 
@@ -151,11 +156,11 @@ def test_a_finished_run_is_only_evaluated_again(folder, straight, monkeypatch):
 def test_evaluation_of_other_domains_and_settings(folder, straight):
     workdir, result = straight
     config = tiny_config(folder)
-    assert train.evaluate(config, workdir) == result
+    assert evaluate.evaluate(config, workdir) == result
     config.data.eval_domains = ("north", "west")  # a source and the target
     config.eval.policy = "ignore"
     config.eval.batch_size = 5
-    other = train.evaluate(config, workdir)
+    other = evaluate.evaluate(config, workdir)
     assert list(other["targets"]) == ["north", "west"]
     assert other["policy"] == "ignore"
     assert other["targets"]["west"] != result["targets"]["west"]
@@ -166,14 +171,14 @@ def test_steps_before_the_ranking_and_the_false_accept_rate(folder, straight):
     workdir, plain = straight
     config = tiny_config(folder)
     config.eval.far = 0.05
-    far = train.evaluate(config, workdir)
+    far = evaluate.evaluate(config, workdir)
     verified = far["targets"]["west"].pop("verification")
     assert 0 < verified["far"] <= 0.05 and 0 <= verified["tpr"] <= 1 and -1 <= verified["threshold"] <= 1
     assert far["targets"]["west"].items() < plain["targets"]["west"].items()  # the ranking is as before
     seen = [plain["targets"]["west"]["mAP"]]
     for name, value in (("query_expansion", 3), ("rerank", True)):
         config.eval[name] = value
-        result = train.evaluate(config, workdir)
+        result = evaluate.evaluate(config, workdir)
         assert result[name] == value != plain[name]
         assert result["targets"]["west"]["verification"] == verified
         seen.append(result["targets"]["west"]["mAP"])
@@ -188,7 +193,7 @@ def test_what_cannot_be_measured_is_null(straight, tmp_path):
     """Targets seen by one camera have no match under the cross-camera policy."""
     workdir, _ = straight
     config = tiny_config(draw_folder(tmp_path / "data", cameras=1))
-    train.evaluate(config, workdir)
+    evaluate.evaluate(config, workdir)
     result = json.loads((workdir / "evaluation.json").read_text(), parse_constant=refuse_constant)
     scores = result["targets"]["west"]
     assert [scores[name] for name in ("R-1", "R-5", "R-10", "mAP", "mINP")] == [None] * 5
@@ -201,15 +206,20 @@ def test_what_cannot_be_measured_is_null(straight, tmp_path):
     assert not (tmp_path / "nan.json").exists()
 
 
-def test_the_source_score_leaves_out_sources_without_a_valid_query(monkeypatch):
-    results = {"a": {"mAP": 0.5}, "b": {"mAP": None}, "c": {"mAP": 0.25}}
-    monkeypatch.setattr(train, "_evaluate", lambda *args: results)
-    monkeypatch.setattr(train, "build_model", lambda *args: None)
-    data = SimpleNamespace(num_ids=1, records=[], held_out={})
-    run, state = SimpleNamespace(data=data, config=None), SimpleNamespace(params=0, rho=0, batch_stats=0)
-    assert train._source_score(run, None, state) == 0.375
-    results = {"b": {"mAP": None}}
-    assert math.isnan(train._source_score(run, None, state))
+def test_the_source_score_leaves_out_sources_without_a_valid_query(folder, monkeypatch):
+    monkeypatch.setattr(evaluate, "build_model", lambda *args: None)
+    feature_ND = np.array([[1, 0], [0.6, 0.8], [0.8, 0.6], [0, 1], [1, 0]], np.float32)
+    monkeypatch.setattr(evaluate, "embed", lambda *args, rows: feature_ND[rows])
+    labels = [(1, 1, "a"), (1, 2, "a"), (2, 1, "a"), (1, 1, "b"), (2, 1, "b")]
+    records = [Record(f"{n}.png", pid, camid, name, "all") for n, (pid, camid, name) in enumerate(labels)]
+    held_out = {"a": np.arange(3), "b": np.arange(3, 5)}
+    data = SimpleNamespace(num_ids=1, records=records, held_out=held_out)
+    run, state = SimpleNamespace(data=data, config=tiny_config(folder)), SimpleNamespace(params=0, rho=0, batch_stats=0)
+    assert evaluate.source_score(run, None, state) == 0.5  # both find the image of pid 2 first
+    feature_ND[1] = (0.99, 0.1)
+    assert evaluate.source_score(run, None, state) == 1
+    del held_out["a"]
+    assert math.isnan(evaluate.source_score(run, None, state))
 
 
 @pytest.mark.parametrize(
@@ -226,13 +236,13 @@ def test_an_evaluation_that_cannot_be(folder, straight, field, value, message):
     group, name = field.split(".")
     config[group][name] = value
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        train.evaluate(config, straight[0])
+        evaluate.evaluate(config, straight[0])
     assert message in str(error.value)
 
 
 def test_an_evaluation_without_a_checkpoint_leaves_no_trace(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint: train there first"):
-        train.evaluate(tiny_config(folder), tmp_path)
+        evaluate.evaluate(tiny_config(folder), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

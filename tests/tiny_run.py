@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from metabin_jax import build, train
+from metabin_jax import build, evaluate, train
 from metabin_jax.config import metabin
 from metabin_jax.norm import BatchInstanceNorm
 
@@ -80,7 +80,7 @@ class _Backbone(nn.Module):
 def pixel_nets() -> Iterator[None]:
     """Runs are built with a PixelNet, whatever their config says."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (build, train):
+        for module in (build, evaluate):
             patch.setattr(module, "build_model", lambda config, num_ids: PixelNet(num_ids))
         yield
 

@@ -2,54 +2,68 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metabin_jax.benchmark.splits import split_source, target_splits
 from metabin_jax.data.records import Record
-from metabin_jax.evaluation.metrics import RetrievalMetrics, retrieval_metrics
-from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
+from metabin_jax.evaluation.metrics import RetrievalMetrics
+from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery, query_gallery, ranking_metrics
+from metabin_jax.evaluation.thresholds import Verification, verification
 
 
 @dataclass(frozen=True)
 class TargetResult:
-    """What was measured on a target, split by split; `split_source` says where the splits are from."""
+    """What was measured on a target, split by split.
+
+    split_source: where the splits are from, "" where they are the domain's own. unmatched: paths of the queries without
+    a match, of all splits.
+    """
 
     target: str
     split_source: str
     splits: tuple[QueryGallery, ...]
     metrics: tuple[RetrievalMetrics, ...]
+    verification: Verification
+    unmatched: tuple[str, ...]
 
 
 def evaluate_target(
     target: str,
     records: Sequence[Record],
     embed: Callable[[NDArray[np.int64]], NDArray],
-    file: str | Path | None = None,
-    metric: str = "cosine",
+    splits: Sequence[QueryGallery],
+    split_source: str = "",
     policy: CameraPolicy = "cross-camera",
+    far: float = 1e-3,
+    **ranking: Any,
 ) -> TargetResult:
-    """Ranks every split of `target`; each image that any of them needs is embedded once.
+    """Ranks every split of `target`; each image is embedded once.
 
     Args:
       embed: rows of `records`, int64 [N] -> features [N, D]; called once.
-      The rest as in `target_splits` and `retrieval_metrics`.
+      splits: as `target_splits` returns them.
+      far, policy: as in `verification` and `query_gallery`. Where there are several splits, verification is over the
+        pairs of the whole domain, because none of its persons was trained on.
+      ranking: metric, rerank and query_expansion, as in `ranking_metrics`.
 
     Raises:
-      ValueError, FileNotFoundError: as those two.
+      ValueError: as those.
     """
-    splits = target_splits(target, records, file, policy)
-    needed = np.unique(np.concatenate([np.concatenate([split.query_row, split.gallery_row]) for split in splits]))
+    pairs = splits[0] if len(splits) == 1 else query_gallery(records, policy)
+    needed = np.unique(np.concatenate([row for split in (*splits, pairs) for row in split[:2]]))
     feature_ND = embed(needed)
-    metrics = [
-        retrieval_metrics(
-            feature_ND[np.searchsorted(needed, split.query_row)],
-            feature_ND[np.searchsorted(needed, split.gallery_row)],
-            *split[2:],
-            metric=metric,
-        )
-        for split in splits
+
+    def features(split: QueryGallery) -> tuple[NDArray, NDArray]:
+        query, gallery = (np.searchsorted(needed, row) for row in (split.query_row, split.gallery_row))
+        return feature_ND[query], feature_ND[gallery]
+
+    verified = verification(*features(pairs), *pairs.labels, far)
+    metrics = [ranking_metrics(*features(split), split, **ranking) for split in splits]
+    unmatched = [
+        records[split.query_row[query]].path
+        for split, measured in zip(splits, metrics, strict=True)
+        for query in measured.unmatched
     ]
-    return TargetResult(target, split_source(target, file), tuple(splits), tuple(metrics))
+    return TargetResult(target, split_source, tuple(splits), tuple(metrics), verified, tuple(dict.fromkeys(unmatched)))

@@ -2,21 +2,20 @@
 
 from metabin_jax.evaluation.embedding import embed
 from metabin_jax.evaluation.metrics import RetrievalMetrics, distance, rank_metrics, retrieval_metrics
-from metabin_jax.evaluation.protocol import DomainResult, QueryGallery, evaluate_domain, query_gallery
+from metabin_jax.evaluation.protocol import QueryGallery, query_gallery, ranking_metrics
 from metabin_jax.evaluation.reranking import query_expansion, rerank
 from metabin_jax.evaluation.thresholds import Verification, verification
 
 __all__ = [
-    "DomainResult",
     "QueryGallery",
     "RetrievalMetrics",
     "Verification",
     "distance",
     "embed",
-    "evaluate_domain",
     "query_expansion",
     "query_gallery",
     "rank_metrics",
+    "ranking_metrics",
     "rerank",
     "retrieval_metrics",
     "verification",

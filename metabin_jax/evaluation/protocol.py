@@ -1,18 +1,14 @@
 """Which images of a domain are queries, which are its gallery, and what a camera means."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import reranking
-from metabin_jax.evaluation.embedding import embed
 from metabin_jax.evaluation.metrics import RetrievalMetrics, rank_metrics, retrieval_metrics
-from metabin_jax.evaluation.thresholds import Verification, verification
 
 CameraPolicy = Literal["cross-camera", "ignore"]
 
@@ -28,19 +24,9 @@ class QueryGallery(NamedTuple):
     gallery_camid: NDArray[np.int64]
 
     @property
-    def labels(self) -> tuple[NDArray[np.int64], ...]:
+    def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """What `retrieval_metrics` and `verification` take after the features."""
-        return self[2:]
-
-
-@dataclass(frozen=True)
-class DomainResult:
-    """The metrics of one domain, its verification, and the paths of its queries without a valid match."""
-
-    domain: str
-    metrics: RetrievalMetrics
-    verification: Verification
-    unmatched: tuple[str, ...]
+        return self.query_pid, self.gallery_pid, self.query_camid, self.gallery_camid
 
 
 def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camera") -> QueryGallery:
@@ -106,43 +92,3 @@ def ranking_metrics(
     if rerank:
         return rank_metrics(reranking.rerank(query_QD, gallery_GD), *split.labels, ranks)
     return retrieval_metrics(query_QD, gallery_GD, *split.labels, metric, ranks)
-
-
-def evaluate_domain(
-    model: nn.Module,
-    variables: dict,
-    images: NDArray[np.uint8],
-    records: Sequence[Record],
-    rows: NDArray[np.integer] | None = None,
-    policy: CameraPolicy = "cross-camera",
-    metric: str = "cosine",
-    ranks: Sequence[int] = (1, 5, 10),
-    batch_size: int = 64,
-    rerank: bool = False,
-    query_expansion: int = 0,
-    far: float = 1e-3,
-) -> DomainResult:
-    """Embeds the query and gallery images of one domain and ranks them.
-
-    Args:
-      images: RGB uint8 [n, H, W, 3], aligned with `records`, in memory or memory-mapped.
-      rows: those of the domain; all if None.
-      far: as in `verification`, which compares the embeddings as they are.
-      The rest as in `query_gallery`, `ranking_metrics` and `embed`.
-
-    Raises:
-      ValueError: as those; images and records differ in number.
-    """
-    if len(images) != len(records):
-        raise ValueError(f"there are {len(images)} images for {len(records)} records: build the image cache again.")
-    rows = np.arange(len(records)) if rows is None else rows
-    own = [records[row] for row in rows.tolist()]
-    split = query_gallery(own, policy)
-    needed = np.union1d(split.query_row, split.gallery_row)
-    embedding_ND = embed(model, variables, images, batch_size, rows=rows[needed])
-    query_QD = embedding_ND[np.searchsorted(needed, split.query_row)]
-    gallery_GD = embedding_ND[np.searchsorted(needed, split.gallery_row)]
-    verified = verification(query_QD, gallery_GD, *split.labels, far)
-    metrics = ranking_metrics(query_QD, gallery_GD, split, metric, ranks, rerank, query_expansion)
-    unmatched = tuple(own[split.query_row[index]].path for index in metrics.unmatched)
-    return DomainResult(own[0].domain, metrics, verified, unmatched)
