@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from metabin_jax import models
 from metabin_jax.algorithm import Batch, Metrics, TrainState
-from metabin_jax.build import Run, alpha_schedule, build, build_model, checked, load_images, read, resolve
-from metabin_jax.checkpoint import Checkpoints
+from metabin_jax.build import Run, alpha_schedule, build, build_model, checked, load_images, read, resolve, with_weights
+from metabin_jax.checkpoint import Checkpoints, has_checkpoint
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
 from metabin_jax.data.records import Record
@@ -65,6 +65,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     run, targets = build(config), read_targets(config)
     devices = jax.devices()
     check_divisible(run, len(devices))
+    if config.init and not has_checkpoint(workdir):
+        with_weights(jax.eval_shape(run.init), config.init)  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -72,8 +74,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     total = config.epochs * run.steps_per_epoch
     step_fn = make_step(run)
     with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
-        state = jax.device_put(run.init(), replicated)
+        state = run.init()
         start = checkpoints.latest_step() or 0
+        if config.init and not start:
+            state, report = with_weights(state, config.init)
+            print(f"{config.init}: {report}", file=sys.stderr)
+        state = jax.device_put(state, replicated)
         if start:
             state = checkpoints.restore(state, start)
         if start < total:
