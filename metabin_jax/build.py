@@ -43,6 +43,8 @@ def checked(config: ConfigDict) -> ConfigDict:
     """A copy with absolute paths. Raises ValueError for a config that cannot work."""
     configuration.check(config)
     config = config.copy_and_resolve_references()
+    if config.init:
+        config.init = os.path.abspath(os.path.expanduser(config.init))
     for field in ("path", "cache_dir"):
         if config.data[field]:
             config.data[field] = os.path.abspath(os.path.expanduser(config.data[field]))
@@ -87,6 +89,13 @@ def build(config: ConfigDict) -> Run:
     steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
     learner = build_learner(config, data.num_ids, steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
     return Run(config, data, base, meta, learner, steps_per_epoch)
+
+
+def with_weights(state: TrainState, path: str) -> tuple[TrainState, models.Report]:
+    """A fresh state, or its shapes, with the weights of a file. Raises as `models.load_torch`."""
+    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
+    loaded, report = models.load_torch(path, variables)
+    return state.replace(**loaded), report
 
 
 def check_held_out(data: TrainingSet, policy: str) -> None:

@@ -16,6 +16,11 @@ def _score(metrics: dict) -> float:
     return metrics["score"]
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is a complete checkpoint to go on from; creates nothing."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
 class Checkpoints:
     """The latest checkpoint of a run and, where they are scored, the best one; a step is the number of steps done.
 

@@ -34,6 +34,7 @@ TRAIN_HELP = """usage: metabin train --config=FILE[:PRESET] --workdir=DIR [--con
   --config=configs/finetune.py           your own folder of domains, from ImageNet weights
   --config=configs/demo.py               the embedded synthetic set
   --workdir=DIR                          checkpoints, metrics and config go here; a run found here goes on
+  --config.init=FILE                     start from weights: torchreid's, torchvision's, timm's, the released MetaBIN's
   --config.data.path=DIR                 any field of the config, by its path
   --config.data.eval_domains="('a',)"    tuples as in Python
 

@@ -54,6 +54,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.preset = preset
     config.seed = 0
     config.method = "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
+    config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
 
     config.data = ConfigDict()
     # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest) | prepared (by metabin prepare)

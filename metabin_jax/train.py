@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from metabin_jax.algorithm import Batch, Metrics, TrainState
-from metabin_jax.build import Run, alpha_schedule, build, load_images, resolve
-from metabin_jax.checkpoint import Checkpoints
+from metabin_jax.build import Run, alpha_schedule, build, load_images, resolve, with_weights
+from metabin_jax.checkpoint import Checkpoints, has_checkpoint
 from metabin_jax.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
@@ -62,6 +62,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     run, targets = build(config), read_targets(config)
     devices = jax.devices()
     check_divisible(run, len(devices))
+    if config.init and not has_checkpoint(workdir):
+        with_weights(jax.eval_shape(run.init), config.init)  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -69,10 +71,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     total = config.epochs * run.steps_per_epoch
     step_fn = make_step(run)
     with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
-        state = jax.device_put(run.init(), replicated)
-        start = checkpoints.latest_step() or 0
-        if start:
-            state = checkpoints.restore(state, start)
+        state = first_state(run, checkpoints, replicated)
+        start = int(state.step)
         if start < total:
             print(f"{describe(run)}: from step {start} to {total}, compiling first", file=sys.stderr)
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
@@ -90,6 +90,21 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
                         writer.write(step, {"source_mAP": score})
                     checkpoints.save(state, score)
         return evaluate_checkpoint(config, workdir, checkpoints, targets, target_images)
+
+
+def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> TrainState:
+    """The latest checkpoint or, without one, a fresh state, with the weights that the config names."""
+    step = checkpoints.latest_step()
+    if step:
+        shapes = jax.eval_shape(run.init)
+        return checkpoints.restore(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes), step
+        )
+    state = run.init()
+    if run.config.init:
+        state, report = with_weights(state, run.config.init)
+        print(f"{run.config.init}: {report}", file=sys.stderr)
+    return jax.device_put(state, sharding)
 
 
 def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches]:
