@@ -74,7 +74,7 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, doctor\n"
+    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, export, doctor\n"
 
 
 @pytest.mark.parametrize(
