@@ -95,7 +95,10 @@ def _prepared(x_NHWC: jax.Array, before: Before | None = None) -> jax.Array:
 def _norm_layers(
     model: nn.Module, variables: dict, height: int, width: int
 ) -> tuple[dict[Path, Affine], dict[Path, Path]]:
-    """Every norm layer by its path, and the path of the convolution whose output it takes, if it takes one's."""
+    """Every norm layer by its path, and the path of the convolution whose output it takes, if it takes one's.
+
+    In these nets nothing else takes that output, so that the convolution may be changed for the layer.
+    """
     convolution_before: dict[Path, Path] = {}
 
     def collect(variables: dict, image_NHWC: jax.Array) -> dict[Path, Any]:
