@@ -83,7 +83,8 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, prepare, doctor\n"
+    commands = "train, evaluate, prepare, export, doctor"
+    assert result.stderr == f"metabin: there is no command 'trian'; choose from {commands}\n"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class ReID(nn.Module):
         map_NHWC = map_NHWC.astype(jnp.promote_types(map_NHWC.dtype, jnp.float32))
         feature_ND = map_NHWC.mean((1, 2))
         neck = norms.BatchNorm(use_bias=False, name="bnneck")
-        embedding_ND = neck(feature_ND[:, None, None, :], train)[:, 0, 0, :]
+        embedding_ND = neck(feature_ND[:, None, None, :], train).squeeze((1, 2))
         kernel_init = CLASSIFIER_INITS[self.classifier_init]
         classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=kernel_init, name="classifier")
         return feature_ND, embedding_ND, classifier(embedding_ND)

@@ -1,0 +1,157 @@
+"""The formats of an exported net: how its file is made, and how that is loaded again.
+
+In every format the input `image` is uint8 RGB [N, H, W, 3] and the output `embedding` float32 [N, D], N being free.
+"""
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from numpy.typing import NDArray
+
+from metabin_jax.export.inference import embedder
+
+Images = NDArray[np.uint8]
+Embed = Callable[[Images], NDArray[np.float32]]
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # on which a stablehlo file runs
+CALIBRATION, CALIBRATION_BATCH = 128, 8  # images for the ranges of int8, and how many are in memory at a time
+SIGNATURE = "serving_default"  # the name that TFLite's tools expect
+
+
+class Format(NamedTuple):
+    """write: (model, variables, image_NHWC) -> the file's content; the images give the size, and int8 its ranges.
+
+    load: path -> the net as a function of numpy arrays. tolerance: of the largest difference from JAX in any component
+    of an embedding of length 1. needs: modules to import, and what installs them.
+    """
+
+    write: Callable[[nn.Module, dict, Images], bytes]
+    load: Callable[[Path], Embed]
+    tolerance: float
+    needs: tuple[str, ...] = ()
+    install: str = ""
+
+    def check_installed(self, name: str) -> None:
+        """Raises ValueError where a package is missing."""
+        missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
+        if missing:
+            raise ValueError(f"--to={name} needs {' and '.join(missing)}: {self.install}")
+
+
+def write_stablehlo(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
+    """`jax.export`'s form of StableHLO for PLATFORMS."""
+    return bytes(_exported(model, variables, image_NHWC, False, PLATFORMS).serialize())
+
+
+def load_stablehlo(path: Path) -> Embed:
+    embed = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda image_NHWC: np.asarray(embed(image_NHWC))
+
+
+def write_onnx(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
+    from metabin_jax.export.onnx_graph import onnx_model
+
+    height, width = image_NHWC.shape[1:3]
+    return onnx_model(embedder(model, variables, height, width, library=True), height, width).SerializeToString()
+
+
+def load_onnx(path: Path) -> Embed:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image_NHWC: session.run(["embedding"], {"image": image_NHWC})[0]
+
+
+def write_tflite(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
+    """By Google's converter from StableHLO, which needs no TensorFlow."""
+    from litert_converter.mlir import ir, passmanager
+    from litert_converter.mlir._mlir_libs import converter_api_ext as converter
+
+    context = ir.Context()
+    converter.prepare_mlir_context(context)
+    with context:
+        module = ir.Module.parse(_exported(model, variables, image_NHWC, True, ("cpu",)).mlir_module())
+        converter.set_signature(module.operation, SIGNATURE, ["image"], ["embedding"])
+        settings = converter.ConvertToTFLConfig()
+        settings.unsafe_fuse_dynamic_shaped_broadcast = True  # safe: what is broadcast has one image or N
+        converter.run_convert_to_tfl_passes(module, passmanager.PassManager(), settings)
+        return converter.export_flatbuffer_to_bytes(module.operation)
+
+
+def write_tflite_int8(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
+    """Convolutions in int8, with ranges seen on images; moments, scales and lengths stay float32.
+
+    In int8 those lose everything: the smallest variances become 0.
+    """
+    from litert_quantizer.qtyping import TFLOperationName
+    from litert_quantizer.quantizer import Quantizer
+
+    rows = np.linspace(0, len(image_NHWC) - 1, min(len(image_NHWC), CALIBRATION)).astype(int)
+    batches = [image_NHWC[rows[start : start + CALIBRATION_BATCH]] for start in range(0, len(rows), CALIBRATION_BATCH)]
+    # The library draws progress bars, and warns of what calibration needs.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        quantizer = Quantizer(write_tflite(model, variables, image_NHWC))
+        for operation in (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D):
+            quantizer.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+        # Over several batches the library averages the ranges, which cuts off every image that lies outside.
+        ranges = [quantizer.calibrate({SIGNATURE: [{"image": batch}]}, num_threads=1) for batch in batches]
+        return bytes(quantizer.quantize(_widest(ranges), enable_progress_report=False).quantized_model)
+
+
+def _widest(ranges: list[dict[str, dict]]) -> dict[str, dict]:
+    """The range of each array over all batches; it is empty for one that is not quantised."""
+    widest = dict(ranges[0])
+    for name, seen in widest.items():
+        if seen:
+            low, high = ([batch[name][end] for batch in ranges] for end in ("min", "max"))
+            widest[name] = {**seen, "min": np.minimum.reduce(low), "max": np.maximum.reduce(high)}
+    return widest
+
+
+def load_tflite(path: Path) -> Embed:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    (image,), (embedding,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def embed(image_NHWC: Images) -> NDArray[np.float32]:
+        interpreter.resize_tensor_input(image["index"], image_NHWC.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(image["index"], image_NHWC)
+        interpreter.invoke()
+        return interpreter.get_tensor(embedding["index"])
+
+    return embed
+
+
+def _exported(
+    model: nn.Module, variables: dict, image_NHWC: Images, library: bool, platforms: tuple[str, ...]
+) -> export.Exported:
+    height, width = image_NHWC.shape[1:3]
+    embed = embedder(model, variables, height, width, library)
+    shape = (*export.symbolic_shape("batch"), height, width, 3)
+    return export.export(jax.jit(embed), platforms=platforms)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+
+
+_ONNX = "pip install 'metabin_jax[export]'"
+# pip cannot install the converter beside chex: its xdsl, which is not used here, wants an older typing_extensions.
+_TFLITE = "pip install 'metabin_jax[tflite]', then pip install --no-deps litert-converter"
+
+FORMATS = {
+    "stablehlo": Format(write_stablehlo, load_stablehlo, 1e-4),
+    "onnx": Format(write_onnx, load_onnx, 1e-4, ("onnx", "onnxruntime"), _ONNX),
+    "tflite": Format(write_tflite, load_tflite, 1e-4, ("ai_edge_litert", "litert_converter"), _TFLITE),
+    "tflite-int8": Format(
+        write_tflite_int8, load_tflite, 0.1, ("ai_edge_litert", "litert_converter", "litert_quantizer"), _TFLITE
+    ),
+}

@@ -1,0 +1,199 @@
+"""An ONNX model from the jaxpr of a net: an equation of JAX's becomes one or two nodes.
+
+Arrays of rank 4 are NHWC in JAX and NCHW in ONNX, and are turned round once, at the input. A size that only repeats an
+array (broadcast_in_dim) is left to ONNX's own broadcasting.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax.export import symbolic_shape
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
+from onnx import TensorProto, helper, numpy_helper
+
+NCHW = (0, 3, 1, 2)  # the JAX axis that each ONNX axis is
+# Opset 18 has all that is needed, and IR version 8 belongs to it: newer ones would only shut out older runtimes.
+OPSET, IR_VERSION = 18, 8
+
+Value = np.ndarray | str  # a constant in JAX's layout, or the name of an array in ONNX's
+
+
+def onnx_model(embed: Callable[[jax.Array], jax.Array], height: int, width: int) -> onnx.ModelProto:
+    """`embed` (uint8 [N, height, width, 3] -> float32 [N, D]) with the input `image` and the output `embedding`.
+
+    Raises NotImplementedError for a JAX primitive that has no rule here.
+    """
+    (batch,) = symbolic_shape("batch")
+    closed = jax.make_jaxpr(embed)(jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8))
+    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True])  # without the classifier
+    output: Any = jaxpr.outvars[0].aval
+    graph = _Graph()
+    image = graph.node("Transpose", "image", perm=NCHW)
+    (embedding,) = graph.run(jaxpr, closed.consts, [image])
+    graph.nodes.append(helper.make_node("Identity", [graph.name(embedding)], ["embedding"]))
+    return helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "metabin_jax",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
+            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", output.shape[1]])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="metabin_jax",
+    )
+
+
+class _Graph:
+    """Nodes and constants, as they are added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def node(self, op: str, *inputs: Value, **attributes: Any) -> str:
+        """Adds a node and returns the name of its output."""
+        output = f"{op}_{len(self.nodes)}"
+        names = [self.name(value) for value in inputs]
+        self.nodes.append(helper.make_node(op, names, [output], name=output, **attributes))
+        return output
+
+    def name(self, value: Value) -> str:
+        """The name of a value, which is added where it is a constant."""
+        if isinstance(value, str):
+            return value
+        return self.constant(value.transpose(NCHW) if value.ndim == 4 else value)
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """Adds a constant as ONNX takes it."""
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
+        return name
+
+    def run(self, jaxpr: Jaxpr, consts: list, inputs: list[Value]) -> list[Value]:
+        """Adds the equations of `jaxpr` and returns its outputs."""
+        values: dict[Any, Value] = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
+        values |= zip(jaxpr.invars, inputs, strict=True)
+
+        def read(atom: Any) -> Value:
+            if not isinstance(atom, Literal):
+                return values[atom]
+            aval: Any = atom.aval
+            return np.asarray(atom.val, aval.dtype)
+
+        for equation in jaxpr.eqns:
+            arguments = [read(atom) for atom in equation.invars]
+            values |= zip(equation.outvars, self.equation(equation, arguments), strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, equation: Any, inputs: list[Value]) -> list[Value]:
+        name, params = equation.primitive.name, equation.params
+        if name in INNER:
+            inner: ClosedJaxpr = params[INNER[name]]
+            return self.run(inner.jaxpr, inner.consts, inputs)
+        if not any(isinstance(value, str) for value in inputs):
+            return [np.asarray(equation.primitive.bind(*inputs, **params))]  # of constants: computed now
+        if name not in RULES:
+            raise NotImplementedError(f"the JAX primitive {name} has no ONNX rule: add it to {__name__}.RULES")
+        return [RULES[name](self, equation, *inputs)]
+
+
+def _one_node(op: str) -> Callable[..., Value]:
+    return lambda graph, equation, *inputs: graph.node(op, *inputs)
+
+
+def _max(graph: _Graph, equation: Any, x: Value, least: Value) -> Value:
+    """Relu where that is meant: runtimes join it to the convolution before it."""
+    return graph.node("Relu", x) if isinstance(least, np.ndarray) and not least.any() else graph.node("Max", x, least)
+
+
+def _min(graph: _Graph, equation: Any, x: Value, most: Value) -> Value:
+    """Clip, as in ReLU6, where `most` is one number."""
+    scalar = isinstance(most, np.ndarray) and most.ndim == 0
+    return graph.node("Clip", x, "", most) if scalar else graph.node("Min", x, most)
+
+
+def _rsqrt(graph: _Graph, equation: Any, x: str) -> Value:
+    return graph.node("Reciprocal", graph.node("Sqrt", x))
+
+
+def _cast(graph: _Graph, equation: Any, x: str) -> Value:
+    return graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
+
+
+def _broadcast(graph: _Graph, equation: Any, x: str) -> Value:
+    """Only its new axes, all of size 1."""
+    kept, rank = equation.params["broadcast_dimensions"], len(equation.params["shape"])
+    if len(kept) == rank:
+        return x
+    order = _order(rank)
+    return graph.node("Unsqueeze", x, graph.constant([i for i in range(rank) if order[i] not in kept], np.int64))
+
+
+def _squeeze(graph: _Graph, equation: Any, x: str) -> Value:
+    return graph.node("Squeeze", x, _axes(graph, equation, equation.params["dimensions"]))
+
+
+def _reduce_sum(graph: _Graph, equation: Any, x: str) -> Value:
+    return graph.node("ReduceSum", x, _axes(graph, equation, equation.params["axes"]), keepdims=0)
+
+
+def _convolution(graph: _Graph, equation: Any, x: str, kernel_HWIO: np.ndarray) -> Value:
+    params = equation.params
+    low, high = zip(*params["padding"], strict=True)
+    return graph.node(
+        "Conv",
+        x,
+        graph.constant(kernel_HWIO.transpose(3, 2, 0, 1)),
+        kernel_shape=kernel_HWIO.shape[:2],
+        strides=params["window_strides"],
+        pads=(*low, *high),
+        group=params["feature_group_count"],
+    )
+
+
+def _max_pool(graph: _Graph, equation: Any, x: str) -> Value:
+    params = equation.params
+    low, high = zip(*params["padding"][1:3], strict=True)
+    return graph.node(
+        "MaxPool",
+        x,
+        kernel_shape=params["window_dimensions"][1:3],
+        strides=params["window_strides"][1:3],
+        pads=(*low, *high),
+    )
+
+
+def _order(rank: int) -> tuple[int, ...]:
+    return NCHW if rank == 4 else tuple(range(rank))
+
+
+def _axes(graph: _Graph, equation: Any, axes: tuple[int, ...]) -> str:
+    order = _order(equation.invars[0].aval.ndim)
+    return graph.constant([order.index(axis) for axis in axes], np.int64)
+
+
+INNER = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # what calls another jaxpr, and its parameter
+RULES: dict[str, Callable[..., Value]] = {
+    "add": _one_node("Add"),
+    "sub": _one_node("Sub"),
+    "mul": _one_node("Mul"),
+    "div": _one_node("Div"),
+    "max": _max,
+    "min": _min,
+    "sqrt": _one_node("Sqrt"),
+    "rsqrt": _rsqrt,
+    "square": lambda graph, equation, x: graph.node("Mul", x, x),
+    "convert_element_type": _cast,
+    "broadcast_in_dim": _broadcast,
+    "squeeze": _squeeze,
+    "reduce_sum": _reduce_sum,
+    "conv_general_dilated": _convolution,
+    "reduce_window_max": _max_pool,
+}

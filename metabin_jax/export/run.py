@@ -1,0 +1,124 @@
+"""From a trained workdir to a file that was loaded again and gave what JAX gives."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+
+from metabin_jax.build import build_model, checked, load_images
+from metabin_jax.checkpoint import Checkpoints
+from metabin_jax.compilation import use_compilation_cache
+from metabin_jax.data import synthetic
+from metabin_jax.data.records import Record
+from metabin_jax.evaluate import read_targets
+from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
+from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
+from metabin_jax.export.formats import FORMATS, Embed
+
+DRAWN = ("underpass",)  # what a net is tried on when its config names no domain to evaluate on
+BATCH = 64
+
+
+class Trial(NamedTuple):
+    """The file against JAX on one domain: the largest difference in a component, and the mAP by each (fractions)."""
+
+    domain: str
+    images: int
+    difference: float
+    mAP_jax: float
+    mAP_file: float
+
+
+class Domain(NamedTuple):
+    """The images to embed, uint8 [n, H, W, 3], and which of them are queries and gallery."""
+
+    name: str
+    image_NHWC: NDArray[np.uint8]
+    split: QueryGallery
+
+
+def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path) -> tuple[int, list[Trial]]:
+    """Writes the selected checkpoint of `workdir` to the file `output`; returns its step and the trials it passed.
+
+    The file computes in float32 whatever the net was trained in. It takes its name only when it has been loaded again
+    and has given, on every domain of config.data.eval_domains or else on drawn images, what JAX gives, to within
+    FORMATS[to].tolerance. Raises ValueError or FileNotFoundError, with one sentence, and leaves nothing then.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
+    FORMATS[to].check_installed(to)
+    output = Path(output).expanduser()
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"the folder {output.parent} of --output does not exist: make it first")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: --output must name a file")
+    use_compilation_cache()
+    config = checked(config)
+    config.model.dtype = "float32"
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        temporary.touch()  # fails now, and not after the work, where nothing may be written
+        with Checkpoints(Path(workdir).expanduser(), config.selection == "source_val", create=False) as checkpoints:
+            step = checkpoints.selected_step()
+            variables = checkpoints.restore_variables(step)
+        model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+        domains = _domains(config)
+        # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
+        with jax.default_matmul_precision("highest"):
+            temporary.write_bytes(FORMATS[to].write(model, variables, domains[0].image_NHWC))
+            exported = FORMATS[to].load(temporary)
+            trials = [_try(exported, embed(model, variables, d.image_NHWC, BATCH), d) for d in domains]
+        difference = max((trial.difference for trial in trials), key=lambda d: (np.isnan(d), d))
+        if not difference <= FORMATS[to].tolerance:
+            raise ValueError(
+                f"the {to} file differs from JAX by {difference:.1e} in an embedding, more than "
+                f"{FORMATS[to].tolerance:.0e}: {output} was not written"
+            )
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return step, trials
+
+
+def _domains(config: ConfigDict) -> list[Domain]:
+    """What the file is tried on."""
+    names, policy = config.data.eval_domains, config.eval.policy
+    if not names:
+        image_NHWC, records = synthetic.generate(0, DRAWN, 20, 4, (config.data.height, config.data.width))
+        return [_domain(f"{DRAWN[0]} (drawn)", image_NHWC, records, policy)]
+    records = read_targets(config)
+    image_NHWC = load_images(config, records)
+    domain = np.array([record.domain for record in records])
+    rows_of = {name: np.flatnonzero(domain == name) for name in names}
+    return [_domain(name, image_NHWC[rows], [records[row] for row in rows], policy) for name, rows in rows_of.items()]
+
+
+def _domain(name: str, image_NHWC: NDArray[np.uint8], records: list[Record], policy: CameraPolicy) -> Domain:
+    """Without the images that are neither query nor gallery."""
+    split = query_gallery(records, policy)
+    needed = np.union1d(split.query_row, split.gallery_row)
+    query_row, gallery_row = (np.searchsorted(needed, row) for row in (split.query_row, split.gallery_row))
+    return Domain(name, image_NHWC[needed], split._replace(query_row=query_row, gallery_row=gallery_row))
+
+
+def _try(exported: Embed, reference_ND: NDArray[np.float32], domain: Domain) -> Trial:
+    # The first image alone and the others in batches, because the size of a batch is to be free.
+    cuts = [1, *range(BATCH, len(domain.image_NHWC), BATCH)]
+    batches = [batch for batch in np.split(domain.image_NHWC, cuts) if len(batch)]
+    embedding_ND = np.concatenate([exported(batch) for batch in batches])
+    reference_ND = reference_ND / np.linalg.norm(reference_ND, axis=1, keepdims=True)
+    return Trial(
+        domain.name,
+        len(embedding_ND),
+        float(np.abs(embedding_ND - reference_ND).max()),
+        _mean_ap(reference_ND, domain.split),
+        _mean_ap(embedding_ND, domain.split),
+    )
+
+
+def _mean_ap(embedding_ND: NDArray[np.float32], split: QueryGallery) -> float:
+    query_QD, gallery_GD = embedding_ND[split.query_row], embedding_ND[split.gallery_row]
+    return retrieval_metrics(query_QD, gallery_GD, *split[2:]).mAP
