@@ -1,9 +1,8 @@
 """Training and evaluation of a config in a workdir."""
 
 import functools
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from metabin_jax import models
 from metabin_jax.algorithm import Batch, Metrics, TrainState
 from metabin_jax.build import Run, alpha_schedule, build, build_model, checked, load_images, read, resolve
 from metabin_jax.checkpoint import Checkpoints
+from metabin_jax.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
 from metabin_jax.data.records import Record
@@ -25,7 +25,7 @@ from metabin_jax.evaluation.protocol import query_gallery
 from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run, write_json
 
 
-def make_step(run: Run) -> Callable[[TrainState, StepBatches], tuple[TrainState, Metrics]]:
+def make_step(run: Run) -> functools.partial[tuple[TrainState, Metrics]]:
     """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated."""
     alpha = alpha_schedule(run.config.optimizer, run.steps_per_epoch)
 
@@ -85,7 +85,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
             )
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
             for step, raw in enumerate(read_batches(run, images, start, total), start=start + 1):
-                state, metrics = step_fn(state, jax.device_put(raw, sharded))
+                batch = jax.device_put(raw, sharded)
+                if step == start + 1:
+                    compile_ahead(step_fn.func, state, batch, **step_fn.keywords)
+                state, metrics = step_fn(state, batch)
                 writer.step(step, metrics, images=sum(len(batch.pid) for batch in raw if batch))
                 if step % run.steps_per_epoch == 0:
                     writer.flush()
@@ -130,12 +133,6 @@ def _source_score(run: Run, images: np.ndarray, state: TrainState) -> float:
     model = build_model(run.config, data.num_ids)
     results = _evaluate(run.config, model, variables, images, data.records, data.held_out)
     return float(np.mean([result["mAP"] for result in results.values()]))
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX is already told where."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/metabin_jax/xla"))
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:

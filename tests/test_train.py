@@ -2,7 +2,6 @@ import functools
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from tiny_run import DOMAINS, STEPS, draw_folder, killed_after, rows, tiny_config
@@ -224,16 +223,3 @@ def test_a_workdir_of_another_config_is_left_alone(folder, straight):
     with pytest.raises(ValueError, match=r"holds a run with config\.method='metabin', not 'bn'"):
         train.train(config, straight[0])
     assert {path: path.read_bytes() for path in straight[0].glob("*.json*")} == files
-
-
-def test_compiled_programs_are_kept_where_jax_was_told_or_at_home(monkeypatch):
-    told = jax.config.values["jax_compilation_cache_dir"]
-    train.use_compilation_cache()
-    assert jax.config.values["jax_compilation_cache_dir"] == told
-    monkeypatch.setenv("HOME", "/home/somebody")
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        train.use_compilation_cache()
-        assert jax.config.values["jax_compilation_cache_dir"] == "/home/somebody/.cache/metabin_jax/xla"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", told)

@@ -57,12 +57,14 @@ def our_iteration(height: int, width: int, first_order: bool) -> Callable[[], No
 
     from metabin_jax import models
     from metabin_jax.algorithm import Batch, MetaBIN
+    from metabin_jax.compilation import compile_ahead
 
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
     metabin = MetaBIN(models.create("mobilenetv2_1.4", NUM_IDS), optimizer, beta=0.1, first_order=first_order)
     parts = [Batch(*map(jax.device_put, part)) for part in batches(height, width)]
     state = metabin.init(jax.random.key(0), parts[0].image)
-    step = jax.jit(metabin.train_step, donate_argnums=0).lower(state, *parts).compile()
+    step = jax.jit(metabin.train_step, donate_argnums=0)
+    compile_ahead(step, state, *parts)
 
     def iterate() -> None:
         nonlocal state
