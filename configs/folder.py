@@ -19,7 +19,6 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.pad = 4
     config.model.name = "small"
     config.model.dtype = "float32"  # CPUs are slow in bfloat16
-    config.batch.meta_train_domains = 2  # of 4, say; the others are meta-test
     config.batch.ids_per_batch = 16  # for the preset `official`: 16 x 4 = 64 images
     config.optimizer.alpha = 0.05  # from scratch; the paper starts from ImageNet
     config.optimizer.warmup_epochs = 1

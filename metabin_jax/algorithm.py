@@ -76,6 +76,8 @@ class MetaBIN:
     model: linen module, (image_NHWC, train) -> (feature_ND, embedding_ND, logits_NM), with collections params,
     batch_stats and, where there is something to balance, rho. optimizer: of params, alpha inside. beta, gamma:
     functions of the step (optax schedules) or constants. first_order: drop the Hessian of the inner update (Sec. 4.1).
+    meta_base_losses: terms of the base loss's kind that join both meta losses; the supplement adds cross-entropy there
+    where the domains are the cameras of one source.
     """
 
     model: nn.Module
@@ -86,6 +88,7 @@ class MetaBIN:
     base_losses: BaseLosses = BASE_LOSSES
     meta_train_losses: MetaLosses = META_TRAIN_LOSSES
     meta_test_losses: MetaLosses = META_TEST_LOSSES
+    meta_base_losses: BaseLosses = ()
 
     def init(self, key: Array, image: Array) -> TrainState:
         """Line 1: a fresh state; `image` [N, H, W, 3] is looked at only for its shape and dtype."""
@@ -122,9 +125,10 @@ class MetaBIN:
         return state, _prefix("base", terms)
 
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses) -> tuple[Array, Metrics]:
-        """Sum of `terms` on `batch` at `rho`, and each of them; the new running statistics are dropped."""
-        feature_ND, _, _ = self.forward(state.replace(rho=rho), batch.image)
+        """Sum of `terms` and meta_base_losses on `batch` at `rho`, and each; new running statistics are dropped."""
+        feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), batch.image)
         values = {name: loss(feature_ND, batch.pid, batch.domain) for name, loss in terms}
+        values |= {name: loss(feature_ND, logits_NM, batch.pid) for name, loss in self.meta_base_losses}
         return _total(values), values
 
     def inner_update(self, state: TrainState, xs: Batch) -> tuple[Tree, Metrics]:

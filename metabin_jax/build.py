@@ -79,11 +79,13 @@ def build(config: ConfigDict) -> Run:
     """Sets up the method of a resolved config; opens no image. Raises ValueError or FileNotFoundError."""
     sources = config.data.train_domains
     val_fraction = config.val_fraction if config.selection == "source_val" else 0
-    data = dataset.training_set(read(config, sources), sources, val_fraction, config.seed)
+    data = dataset.training_set(
+        read(config, sources), sources, val_fraction, config.seed, config.data.train_splits, config.data.domain_by
+    )
     check_held_out(data, config.eval.policy)
     base, meta = build_samplers(config, data)
     steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
-    learner = build_learner(config, data.num_ids, steps_per_epoch)
+    learner = build_learner(config, data.num_ids, steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
     return Run(config, data, base, meta, learner, steps_per_epoch)
 
 
@@ -103,22 +105,29 @@ def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler
     labels = (data.pid, data.domain)
     batch = config.batch
     by_domain = functools.partial(
-        DomainSampler, *labels, batch.ids_per_domain, batch.images_per_id, config.seed, data.sources
+        DomainSampler, *labels, batch.ids_per_domain, batch.images_per_id, config.seed, data.domains
     )
     base = (
         by_domain()
         if batch.sampling == "domains"
-        else EpochSampler(*labels, batch.ids_per_batch, batch.images_per_id, config.seed)
+        else EpochSampler(data.pid, batch.ids_per_batch, batch.images_per_id, config.seed)
     )
     if config.method != "metabin":
         return base, None
-    if not batch.meta_train_domains < len(data.sources):
+    num_domains = len(data.domains)
+    if num_domains < 2:
         raise ValueError(
-            f"config.batch.meta_train_domains is {batch.meta_train_domains}, but there are {len(data.sources)} "
-            f"source domains ({', '.join(data.sources)}) and one or more must be left for meta-test: give more "
-            "sources, or choose fewer (2 or more)"
+            f"there is one source domain ({data.domains[0]}), but metabin splits the domains into meta-train and "
+            "meta-test: give more sources, take its cameras as domains by --config.data.domain_by=camera, or choose "
+            "another --config.method"
         )
-    return base, MetaSampler(by_domain(), batch.meta_train_domains)
+    if not batch.meta_train_domains < num_domains:
+        raise ValueError(
+            f"config.batch.meta_train_domains is {batch.meta_train_domains}, but there are {num_domains} "
+            f"source domains ({', '.join(data.domains)}) and one or more must be left for meta-test: choose fewer, or "
+            "0 for half of them"
+        )
+    return base, MetaSampler(by_domain(), batch.meta_train_domains or (num_domains + 1) // 2)
 
 
 def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
@@ -133,8 +142,11 @@ def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
     )
 
 
-def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int) -> MetaBIN:
-    """The method of `config.method`: MetaBIN, or what it is compared with in Table 4."""
+def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
+    """The method of `config.method`: MetaBIN, or what it is compared with in Table 4.
+
+    with_shuffle: whether Eq. 8 has the shuffle loss, which needs two meta-train domains.
+    """
     model = build_model(config, num_ids)
     loss, meta = config.loss, config.meta
 
@@ -159,8 +171,13 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int) -> Met
         "gamma": lambda step: jnp.where(step >= meta.start, meta.gamma, 0.0),
         "first_order": meta.first_order,
         "base_losses": (("cross_entropy", cross_entropy), ("triplet", base_triplet)),
-        "meta_train_losses": (("scatter", scatter), ("shuffle", losses.shuffle), ("triplet", triplet)),
+        "meta_train_losses": (
+            ("scatter", scatter),
+            *[("shuffle", losses.shuffle)] * with_shuffle,
+            ("triplet", triplet),
+        ),
         "meta_test_losses": (("triplet", triplet),),
+        "meta_base_losses": (("cross_entropy", cross_entropy),) * meta.cross_entropy,
     }
     if config.method == "metabin":
         return MetaBIN(**settings)

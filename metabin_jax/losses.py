@@ -94,8 +94,7 @@ def shuffle(feature_ND: Array, pid_N: Array, domain_N: Array) -> Array:
     """Eq. 7: softplus(d(a, n-) - d(a, n+)), mean over anchors; scalar.
 
     n- is the FARTHEST sample of any other domain, n+ the NEAREST sample of another identity in the same domain. An
-    anchor that lacks either adds 0, so with one domain in the batch the loss is 0 and so is its gradient: whoever
-    chooses the domains must refuse that case (config.check does).
+    anchor that lacks either adds 0, so with one domain in the batch the loss is 0 and so is its gradient.
     """
     chex.assert_rank([feature_ND, pid_N, domain_N], [2, 1, 1])
     dist_NN = pairwise_distance(feature_ND)

@@ -77,12 +77,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
         if start:
             state = checkpoints.restore(state, start)
         if start < total:
-            sources = ", ".join(run.data.sources)
-            print(
-                f"{config.method} on {run.data.num_ids} identities of {sources}: from step {start} to {total}, "
-                "compiling first",
-                file=sys.stderr,
-            )
+            print(f"{describe(run)}: from step {start} to {total}, compiling first", file=sys.stderr)
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
             for step, raw in enumerate(read_batches(run, images, start, total), start=start + 1):
                 batch = jax.device_put(raw, sharded)
@@ -104,6 +99,18 @@ def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterato
     """The batches of steps start to stop - 1."""
     data, meta = run.data, run.meta.meta if run.meta else None
     return batches(images, data.pid, data.domain, run.base.base, meta, start, stop)
+
+
+def describe(run: Run) -> str:
+    """What is trained, on what, and how its domains are split."""
+    domains = run.data.domains
+    words = f"{run.config.method} on {run.data.num_ids} identities of {len(domains)} domains ({'; '.join(domains)})"
+    if run.meta:
+        count = run.meta.num_meta_train
+        words += f", {count} meta-train and {len(domains) - count} meta-test"
+        if count == 1:
+            words += ", without the shuffle loss, which needs two meta-train domains"
+    return words
 
 
 def read_targets(config: ConfigDict) -> list[Record]:

@@ -182,6 +182,33 @@ def test_at_the_edge_a_plain_clip_would_lose_channels(updates, by_hand):
     assert (np.asarray(plain)[pushed_out] == 0).all()
 
 
+def test_losses_on_logits_join_both_meta_losses():
+    """The supplement's cross-entropy; the gradient is that of the losses written out."""
+    state = random_state(INSIDE, GENTLE)
+    xs, xt = meta_batches()
+    with_logits = MetaBIN(MODEL, OPTIMIZER, BETA, GAMMA, meta_base_losses=BASE_LOSSES[:1])
+
+    def loss(rho, batch, meta_train):
+        variables = {"params": state.params, "rho": rho, "batch_stats": state.batch_stats}
+        (_, _, logits_NM), _ = MODEL.apply(variables, batch.image, train=True, mutable=["batch_stats"])
+        smoothed_NM = 0.9 * jax.nn.one_hot(batch.pid, logits_NM.shape[1]) + 0.1 / logits_NM.shape[1]
+        cross_entropy = -(smoothed_NM * jax.nn.log_softmax(logits_NM)).sum(1).mean()
+        return loss_by_hand(state, rho, batch, meta_train) + cross_entropy
+
+    @jit
+    def run(state):
+        g = jax.grad(loss)(state.rho, xs, True)
+        rho_inner = jax.tree.map(lambda r, g: jnp.clip(r - BETA(state.step) * g, 0, 1), state.rho, g)
+        expected = jax.grad(loss)(rho_inner, xt, False)
+        without = MetaBIN(MODEL, OPTIMIZER, BETA, GAMMA).meta_gradient(state, xs, xt)[0]
+        return expected, with_logits.meta_gradient(state, xs, xt), without
+
+    expected, (gradient, metrics), without = run(state)
+    assert distance(flat(gradient), flat(expected)) < 1e-10
+    assert distance(flat(without), flat(expected)) > 1e-3
+    assert {"meta_train/cross_entropy", "meta_test/cross_entropy"} < set(metrics)
+
+
 def test_clip_straight_through():
     outside = [1 + 1e-7, -1e-9, 3.7, -40.0, 1e30, 0.0, 1.0]
     rho = np.concatenate([outside, np.random.default_rng([8]).uniform(-2, 3, 200)])

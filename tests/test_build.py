@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_run import DOMAINS, draw_folder, tiny_config
 
-from metabin_jax import build
+from metabin_jax import build, train
 from metabin_jax.algorithm import MetaBIN
 from metabin_jax.baselines import BaseOnly, LearnedRho
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
@@ -50,7 +50,8 @@ def test_paths_hold_from_anywhere(folder, monkeypatch):
         ("data.train_domains", ("east", "west2"), "Domain 'west2' is not in"),
         ("data.eval_domains", DOMAINS, "every domain is in config.data.eval_domains: leave one or more to train on"),
         ("batch.meta_train_domains", 3, "meta_train_domains is 3, but there are 3 source domains (east, north, south)"),
-        ("data.train_domains", ("east",), "meta_train_domains is 2, but there are 1 source domains (east)"),
+        ("data.train_domains", ("east",), "there is one source domain (east), but metabin splits the domains"),
+        ("data.train_splits", ("query",), "domain 'east' has no image of split query: leave it out"),
         ("batch.ids_per_domain", 5, "Domain east has 4 identities to train on, but a batch takes 5 of each domain"),
     ],
 )
@@ -185,3 +186,43 @@ def test_loss_settings_reach_the_losses(folder):
     assert float(base["cross_entropy"](None, jnp.array([[0.0, np.log(3.0)]]), jnp.array([1]))) == pytest.approx(
         -np.log(3 / 4), rel=1e-6
     )
+
+
+@pytest.mark.parametrize(("sources", "meta_train"), [(2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (8, 4)])
+def test_half_of_the_domains_are_meta_train(tmp_path, sources, meta_train):
+    """3 of 5 as in Sec. 4.3; 3 of 6 and 4 of 8 as in the supplement."""
+    names = tuple(f"d{number}" for number in range(sources))
+    config = tiny_config(draw_folder(tmp_path / "data", names, ids=2, cameras=1))
+    config.data.eval_domains = ()
+    config.batch.meta_train_domains = 0
+    run = built(config)
+    train, test = run.meta.meta(0)
+    assert (len(train), len(test)) == (4 * meta_train, 4 * (sources - meta_train))
+
+
+def test_two_domains_go_without_the_shuffle_loss(folder):
+    config = tiny_config(folder)
+    config.batch.meta_train_domains = 0
+    three = built(config)
+    assert [name for name, _ in three.learner.meta_train_losses] == ["scatter", "shuffle", "triplet"]
+    assert "shuffle" not in train.describe(three)
+    config.data.train_domains = ("east", "north")
+    two = built(config)
+    assert [name for name, _ in two.learner.meta_train_losses] == ["scatter", "triplet"]
+    assert train.describe(two).endswith(
+        "1 meta-train and 1 meta-test, without the shuffle loss, which needs two meta-train domains"
+    )
+
+
+def test_a_single_source_trains_on_its_cameras(tmp_path):
+    config = tiny_config(draw_folder(tmp_path / "data", ("mall",), cameras=4))
+    config.data.eval_domains = ()
+    config.data.domain_by = "camera"
+    config.meta.cross_entropy = True
+    run = built(config)
+    assert run.data.domains == tuple(f"mall, camera {number}" for number in (1, 2, 3, 4))
+    assert [name for name, _ in run.learner.meta_base_losses] == ["cross_entropy"]
+    train_rows, test_rows = run.meta.meta(0)
+    assert not set(run.data.domain[train_rows]) & set(run.data.domain[test_rows])
+    config.meta.cross_entropy = False
+    assert built(config).learner.meta_base_losses == ()

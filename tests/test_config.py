@@ -119,7 +119,8 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"optimizer__momentum": 1.0}, "config.optimizer.momentum must be less than 1; got 1.0"),
         ({"loss__smoothing": 1.0}, "config.loss.smoothing must be less than 1; got 1.0"),
         ({"meta__beta_high": 1e-5}, "config.meta.beta_high must be 0.001 or more; got 1e-05"),
-        ({"batch__meta_train_domains": 1}, "config.batch.meta_train_domains is 1, but the shuffle loss"),
+        ({"data__train_splits": ()}, "config.data.train_splits must name some of ('train', 'query', 'gallery', 'all')"),
+        ({"data__train_splits": ("test",)}, "config.data.train_splits must name some of"),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),
         ({"data__path": ""}, "config.data.path is empty: say where the folder is, --config.data.path="),
         ({"data__eval_domains": (1,)}, "config.data.eval_domains must name domains, each once; got (1,)"),
@@ -147,7 +148,6 @@ def test_a_field_that_is_missing():
 
 
 def test_what_only_some_methods_need():
-    check(config(__method="bn", batch__meta_train_domains=1))
     check(config(data__source="synthetic", data__path=""))
     check(config(__val_fraction=0.0))
     check(config(optimizer__alpha=1))  # a whole number where any will do

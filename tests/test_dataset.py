@@ -107,3 +107,33 @@ def test_a_domain_that_is_held_out_whole_leaves_no_identity():
     two = [(pid, camid, "all") for pid in range(2) for camid in (1, 2)]
     data = dataset.training_set(shop("a", *two), ("a",), 0.1, seed=0)
     assert data.num_ids == 0
+
+
+def test_the_splits_that_train_are_a_choice():
+    records = shop("a", (1, 1, "train"), (2, 1, "query"), (2, 2, "gallery"), (3, 1, "all"))
+    data = dataset.training_set(records, ("a",), 0, seed=0, splits=("train", "query", "gallery"))
+    assert [record.split for record in data.records] == ["train", "query", "gallery"]
+    assert data.num_ids == 2
+    with pytest.raises(ValueError, match="domain 'a' has no image of split query or gallery: leave it out"):
+        dataset.training_set(records[:1], ("a",), 0, seed=0, splits=("query", "gallery"))
+
+
+def test_cameras_can_be_the_domains():
+    """Of one source or of more; who is seen by two cameras remains one identity."""
+    records = [
+        *shop("b", (7, 12, "train"), (3, 2, "train"), (7, 2, "train")),
+        *shop("a", (7, 2, "train"), (5, 2, "train")),
+    ]
+    data = dataset.training_set(records, ("b", "a"), 0, seed=0, domain_by="camera")
+    assert data.domains == ("b, camera 2", "b, camera 12", "a, camera 2")
+    assert data.domain.tolist() == [1, 0, 0, 2, 2]
+    assert data.pid.tolist() == [1, 0, 1, 3, 2]
+
+
+def test_identities_are_held_out_of_all_cameras():
+    ids = [(pid, camid, "all") for pid in range(10) for camid in (1, 2, 3)]
+    data = dataset.training_set(shop("a", *ids), ("a",), 0.3, seed=0, domain_by="camera")
+    assert list(data.held_out) == ["a"]
+    away = {data.records[row].pid for row in data.held_out["a"]}
+    assert len(away) == 3
+    assert all((pid == -1) == (r.pid in away) for r, pid in zip(data.records, data.pid, strict=True))

@@ -11,7 +11,7 @@ DOMAIN = np.repeat(np.arange(3), 30)
 IMAGES = RNG.integers(0, 256, (90, 6, 4, 3), np.uint8)
 DRAWS = DomainSampler(PID, DOMAIN, 2, 2, seed=0)
 META = MetaSampler(DRAWS, 2).meta
-EPOCHS = EpochSampler(PID, DOMAIN, 5, 4, seed=0)
+EPOCHS = EpochSampler(PID, 5, 4, seed=0)
 
 
 def run(start, stop, base=EPOCHS.base, images=IMAGES):

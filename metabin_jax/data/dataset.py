@@ -1,15 +1,14 @@
 """From a source of images to what a run trains on."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 import numpy as np
 
 from metabin_jax.data import cache, synthetic
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
-
-TRAIN_SPLITS = ("train", "all")
 
 
 def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
@@ -41,14 +40,15 @@ def load_images(source: str, records: Sequence[Record], size: tuple[int, int], c
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """What n records of the domains `sources` are to a run.
+    """What n records are to a run.
 
-    pid: int64 [n], 0..M-1 over all sources, -1 for an image that does not train. domain: int64 [n], index into
-    `sources`. held_out: rows of the identities kept aside, per domain (empty where none are).
+    domains: the K names of what Algorithm 1 calls domains: the sources, or their cameras. pid: int64 [n], 0..M-1 over
+    all sources, -1 for an image that does not train. domain: int64 [n], index into `domains`. held_out: rows of the
+    identities kept aside, per source (empty where none are).
     """
 
     records: list[Record]
-    sources: tuple[str, ...]
+    domains: tuple[str, ...]
     pid: np.ndarray
     domain: np.ndarray
     held_out: dict[str, np.ndarray]
@@ -59,25 +59,38 @@ class TrainingSet:
         return int(self.pid.max()) + 1
 
 
-def training_set(records: Sequence[Record], sources: Sequence[str], val_fraction: float, seed: int) -> TrainingSet:
-    """Numbers domains and identities; records of split train or all train, but for val_fraction of the identities.
+def training_set(
+    records: Sequence[Record],
+    sources: Sequence[str],
+    val_fraction: float,
+    seed: int,
+    splits: Collection[str] = ("train", "all"),
+    domain_by: Literal["source", "camera"] = "source",
+) -> TrainingSet:
+    """Numbers domains and identities; records of the `splits` train, but for val_fraction of the identities.
 
-    Records of another split are dropped. Raises ValueError for a domain without anything to train on, or with too
-    little to hold out.
+    Records of another split are dropped. domain_by: whether a domain is one of the `sources` or one of their cameras.
+    Raises ValueError for a source without anything to train on, or with too little to hold out.
     """
-    records = [record for record in records if record.split in TRAIN_SPLITS]
+    records = [record for record in records if record.split in splits]
     present = {record.domain for record in records}
     for source in sources:
         if source not in present:
-            raise ValueError(f"domain {source!r} has no image of split train or all: leave it out of the training")
+            raise ValueError(
+                f"domain {source!r} has no image of split {' or '.join(splits)}: leave it out of the training"
+            )
     own_pid = np.array([record.pid for record in records])
     camid = np.array([record.camid for record in records])
-    domain = np.array([sources.index(record.domain) for record in records])
+    source_number = np.array([sources.index(record.domain) for record in records])
 
     held_out = np.zeros(len(records), bool)
     if val_fraction:
-        held_out = held_out_split(own_pid, camid, domain, val_fraction, seed, sources)
+        held_out = held_out_split(own_pid, camid, source_number, val_fraction, seed, sources)
     pid = np.full(len(records), -1)
-    _, pid[~held_out] = np.unique(np.stack([domain, own_pid])[:, ~held_out], axis=1, return_inverse=True)
-    rows_of = {source: np.flatnonzero(held_out & (domain == number)) for number, source in enumerate(sources)}
-    return TrainingSet(records, tuple(sources), pid, domain, rows_of if val_fraction else {})
+    _, pid[~held_out] = np.unique(np.stack([source_number, own_pid])[:, ~held_out], axis=1, return_inverse=True)
+    rows_of = {source: np.flatnonzero(held_out & (source_number == k)) for k, source in enumerate(sources)}
+    domains, domain = tuple(sources), source_number
+    if domain_by == "camera":
+        cameras, domain = np.unique(np.stack([source_number, camid]), axis=1, return_inverse=True)
+        domains = tuple(f"{sources[k]}, camera {camera}" for k, camera in cameras.T.tolist())
+    return TrainingSet(records, domains, pid, domain, rows_of if val_fraction else {})

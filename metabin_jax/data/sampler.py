@@ -21,13 +21,15 @@ BASE, META, META_SPLIT, HELD_OUT = range(4)
 
 
 class Identities:
-    """The images of each of M identities, at hand: image[first[m] : first[m] + count[m]]."""
+    """The images of each of M identities, at hand: image[first[m] : first[m] + count[m]].
 
-    def __init__(self, pid: np.ndarray, domain: np.ndarray):
-        used = np.flatnonzero(pid >= 0)
-        self.image = used[np.argsort(pid[used], kind="stable")]
-        _, self.first, self.count = np.unique(pid[self.image], return_index=True, return_counts=True)
-        self.domain = domain[self.image[self.first]]
+    label: int [n], one value per identity; negative for an image that no batch may hold.
+    """
+
+    def __init__(self, label: np.ndarray):
+        used = np.flatnonzero(label >= 0)
+        self.image = used[np.argsort(label[used], kind="stable")]
+        _, self.first, self.count = np.unique(label[self.image], return_index=True, return_counts=True)
 
     def num_groups(self, images_per_id: int) -> np.ndarray:
         """How many groups of images_per_id each identity fills, the last one padded: int64 [M]."""
@@ -38,7 +40,7 @@ class DomainSampler:
     """Batches of ids_per_domain x images_per_id from every domain: the base batch of the `paper` preset.
 
     The paper (Sec. 4.1) takes 16 images of each of 5 domains. An identity with fewer than images_per_id
-    images repeats them in turn.
+    images repeats them in turn. Who is in two domains (two cameras of a single source) is an identity in each.
 
     steps_per_epoch: images, each identity's padded up to a multiple of images_per_id, over the batch size.
 
@@ -57,9 +59,10 @@ class DomainSampler:
     ):
         self.seed = seed
         self.num_domains = int(domain.max()) + 1
-        self._identities = Identities(pid, domain)
+        self._identities = Identities(np.where(pid < 0, -1, pid * self.num_domains + domain))
         self._shape = (ids_per_domain, images_per_id)
-        self._ids_of_domain = [np.flatnonzero(self._identities.domain == d) for d in range(self.num_domains)]
+        domain_of_id = domain[self._identities.image[self._identities.first]]
+        self._ids_of_domain = [np.flatnonzero(domain_of_id == d) for d in range(self.num_domains)]
         for d, ids in enumerate(self._ids_of_domain):
             if len(ids) < ids_per_domain:
                 raise ValueError(
@@ -106,7 +109,7 @@ class MetaSampler:
                 f" and meta-test, at least one each: choose from 1 to {num_domains - 1}."
             )
         self._sampler = sampler
-        self._num_meta_train = num_meta_train
+        self.num_meta_train = num_meta_train
 
     def meta(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns meta-train int64 [num_meta_train * B] and meta-test int64 [(K - num_meta_train) * B].
@@ -115,7 +118,7 @@ class MetaSampler:
         """
         index_KB = self._sampler.draw(META, step)
         split = np.random.default_rng([self._sampler.seed, META_SPLIT, step]).permutation(len(index_KB))
-        train, test = split[: self._num_meta_train], split[self._num_meta_train :]
+        train, test = split[: self.num_meta_train], split[self.num_meta_train :]
         return index_KB[train].ravel(), index_KB[test].ravel()
 
 
@@ -133,8 +136,8 @@ class EpochSampler:
       ValueError: there are fewer than ids_per_batch identities.
     """
 
-    def __init__(self, pid: np.ndarray, domain: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int):
-        self._identities = Identities(pid, domain)
+    def __init__(self, pid: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int):
+        self._identities = Identities(pid)
         self._shape = (ids_per_batch, images_per_id)
         self._seed = seed
         num_ids = len(self._identities.count)
