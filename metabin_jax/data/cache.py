@@ -74,7 +74,7 @@ def _decode_all(records: Sequence[Record], size: tuple[int, int], file: IO[bytes
 
     def decode(record: Record) -> np.ndarray | Exception:
         try:
-            return _decode(record.path, size)
+            return decode_image(record.path, size)
         except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
             return error
 
@@ -95,7 +95,8 @@ def _decode_all(records: Sequence[Record], size: tuple[int, int], file: IO[bytes
         raise ValueError(f"{len(broken)} of {len(records)} images are broken; repair or remove: {named}.")
 
 
-def _decode(path: str, size: tuple[int, int]) -> np.ndarray:
+def decode_image(path: str, size: tuple[int, int]) -> np.ndarray:
+    """One image as `load_images` decodes it: uint8 [height, width, 3]. Raises whatever PIL does for a broken one."""
     height, width = size
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
