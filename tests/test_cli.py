@@ -53,7 +53,17 @@ def test_help(capsys, arguments):
 OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.data.path=DIR")
 
 
-@pytest.mark.parametrize(("command", "options"), [("train", OPTIONS), ("evaluate", OPTIONS), ("doctor", ("PATH",))])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", OPTIONS),
+        ("evaluate", OPTIONS),
+        ("embed", ("PATH", "--checkpoint=RUN", "--output=", "exit status is 1")),
+        ("search", ("--query=", "--gallery=", "--checkpoint=RUN", "-k 10", "--threshold=", "--output=")),
+        ("calibrate", ("IMAGES", "--checkpoint=RUN", "--far=0.001", "--output=")),
+        ("doctor", ("PATH",)),
+    ],
+)
 def test_help_of_a_command(capsys, command, options):
     status, out, err = run(capsys, command, "--workdir=x", "--help")
     assert (status, err) == (0, "")
@@ -74,7 +84,10 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "metabin: there is no command 'trian'; choose from train, evaluate, doctor\n"
+    assert (
+        result.stderr
+        == "metabin: there is no command 'trian'; choose from train, evaluate, embed, search, calibrate, doctor\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +205,7 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
     ("arguments", "message"),
     [
         ([], "--workdir is missing"),
-        (["--workdir={dir}/no"], "config.json does not exist: --workdir must be one of metabin train"),
+        (["--workdir={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
         (["--workdir={dir}/run"], "holds no checkpoint: train there first"),
         (["--workdir={dir}/run", DEMO], "is not an option: they are --workdir=..., --config.FIELD=..."),
         (["--workdir={dir}/run", "--config.method=bn"], "config.method was fixed by the training"),
