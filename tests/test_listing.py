@@ -55,10 +55,10 @@ def test_a_domain_or_an_image_of_it_has_the_same_labels_as_within_its_folder(tmp
 
 def test_a_link_to_a_folder_is_followed_once(tmp_path):
     draw(tmp_path / "elsewhere", "1.jpg")
-    (tmp_path / "root").mkdir()
+    draw(tmp_path / "root", "2.jpg")
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
-    assert names(list_images(tmp_path / "root"), tmp_path) == ["root/linked/1.jpg"]
+    assert names(list_images(tmp_path / "root"), tmp_path) == ["root/2.jpg", "root/linked/1.jpg"]
 
 
 def test_a_list_keeps_its_order_and_its_words(tmp_path):
