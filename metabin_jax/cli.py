@@ -1,17 +1,16 @@
-"""The command line: metabin train | evaluate | prepare | export | doctor."""
+"""The command line: metabin train | evaluate | prepare | export | embed | search | calibrate | doctor."""
 
 import argparse
-import json
 import re
 import runpy
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from metabin_jax import commands
 from metabin_jax.data.sets import SETS
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
@@ -23,6 +22,9 @@ commands:
   evaluate   evaluate a trained workdir on the domains named in its config, or on others
   prepare    pack published data sets, or a folder of domains, into a few files each, checked on the way
   export     write a trained workdir's net to a file that runs without this package
+  embed      the features of a folder of images, or of a CSV list of them, into a file
+  search     the most similar images of a gallery, with "same person" or "different" by a threshold
+  calibrate  the threshold for a false accept rate, from labelled images
   doctor     say what a folder or CSV manifest of images holds, and what is wrong with it
 
 metabin COMMAND --help lists the options of a command."""
@@ -87,7 +89,7 @@ EVALUATION_FIELDS = ("data.", "eval.", "selection")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; errors of the user's are one sentence and exit status 2."""
+    """Runs a command and returns its exit status; errors of the user's are one sentence and exit status 2."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(USAGE)
@@ -100,13 +102,12 @@ def main(argv: list[str] | None = None) -> int:
         print(usage)
         return 0
     try:
-        run(rest)
+        return run(rest) or 0
     except (ValueError, OSError) as error:
         if not _is_the_users(error):
             raise
         print(f"metabin {command}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _is_the_users(error: Exception) -> bool:
@@ -149,10 +150,9 @@ def export(arguments: list[str]) -> None:
 
 def _trained_config(workdir: str, fields: dict[str, str]) -> ConfigDict:
     """The config of a trained workdir with other `fields`, which must be those of an evaluation."""
-    path = Path(workdir).expanduser() / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: --workdir must be one of metabin train")
-    config = ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    from metabin_jax.runlog import read_config
+
+    config = read_config(workdir)
     _override(config, fields)
     for field in fields:
         if not field.startswith(EVALUATION_FIELDS):
@@ -184,11 +184,14 @@ def doctor(arguments: list[str]) -> None:
         print(line)
 
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "train": (train, TRAIN_HELP),
     "evaluate": (evaluate, EVALUATE_HELP),
     "prepare": (prepare, PREPARE_HELP),
     "export": (export, EXPORT_HELP),
+    "embed": (commands.embed, commands.EMBED_HELP),
+    "search": (commands.search, commands.SEARCH_HELP),
+    "calibrate": (commands.calibrate, commands.CALIBRATE_HELP),
     "doctor": (doctor, DOCTOR_HELP),
 }
 
@@ -252,12 +255,6 @@ def _override(config: ConfigDict, fields: dict[str, str]) -> None:
 
     for field, text in fields.items():
         override(config, field, text)
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _lists_to_tuples(inner) for name, inner in value.items()}
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _print_results(results: dict, workdir: str) -> None:

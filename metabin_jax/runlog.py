@@ -48,6 +48,20 @@ def describe_run(config: ConfigDict, workdir: Path) -> None:
     write_json(path, [*starts, environment()])
 
 
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config of the run in `workdir`. Raises FileNotFoundError where there is none."""
+    path = Path(workdir).expanduser() / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train")
+    return ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lists_to_tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def settings(config: ConfigDict) -> dict:
     """The config as JSON knows it."""
     return json.loads(config.to_json())

@@ -86,8 +86,8 @@ def test_decodes_once_and_again_when_anything_changes(tmp_path, monkeypatch):
     pattern("RGB").save(path)
     pattern("RGB").save(other)
     decoded = []
-    original = cache._decode
-    monkeypatch.setattr(cache, "_decode", lambda *a: decoded.append(a) or original(*a))
+    original = cache.decode_image
+    monkeypatch.setattr(cache, "decode_image", lambda *a: decoded.append(a) or original(*a))
 
     def decodings(records, size=SIZE):
         decoded.clear()

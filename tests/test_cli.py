@@ -59,6 +59,9 @@ OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.d
         ("train", OPTIONS),
         ("evaluate", OPTIONS),
         ("prepare", ("NAME", "--manual_dir=DIR", "--data_dir=DIR", "--allow_incomplete", "market1501")),
+        ("embed", ("PATH", "--checkpoint=RUN", "--output=", "exit status is 1")),
+        ("search", ("--query=", "--gallery=", "--checkpoint=RUN", "-k 10", "--threshold=", "--output=")),
+        ("calibrate", ("IMAGES", "--checkpoint=RUN", "--far=0.001", "--output=")),
         ("doctor", ("PATH",)),
     ],
 )
@@ -83,7 +86,7 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    commands = "train, evaluate, prepare, export, doctor"
+    commands = "train, evaluate, prepare, export, embed, search, calibrate, doctor"
     assert result.stderr == f"metabin: there is no command 'trian'; choose from {commands}\n"
 
 
@@ -226,7 +229,7 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
     ("arguments", "message"),
     [
         ([], "--workdir is missing"),
-        (["--workdir={dir}/no"], "config.json does not exist: --workdir must be one of metabin train"),
+        (["--workdir={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
         (["--workdir={dir}/run"], "holds no checkpoint: train there first"),
         (["--workdir={dir}/run", DEMO], "is not an option: they are --workdir=..., --config.FIELD=..."),
         (["--workdir={dir}/run", "--config.method=bn"], "config.method was fixed by the training"),

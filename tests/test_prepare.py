@@ -133,7 +133,7 @@ def test_the_cache_follows_the_prepared_images(raw, data_dir, tmp_path, monkeypa
     first = pixels("prepared", data_dir, tmp_path / "cache")
     moved = data_dir.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_decode", lambda *_: pytest.fail("decoded twice"))
+        patch.setattr(cache, "decode_image", lambda *_: pytest.fail("decoded twice"))
         np.testing.assert_array_equal(pixels("prepared", moved, tmp_path / "cache"), first)
     Image.new("RGB", (2, 4), (1, 2, 3)).save(raw / "yard/0003_c1.bmp")
     prepared.prepare("folder", raw, data_dir)

@@ -100,8 +100,8 @@ def test_what_cannot_be_measured_is_not_a_number():
 def test_as_many_are_allowed_as_their_share_says(num_negative):
     for count in range(1, num_negative):
         # The product of rate and number may round to below the count, as 0.29 * 100 does.
-        assert thresholds._allowed_accepts(count / num_negative, num_negative) == count
-        assert thresholds._allowed_accepts((count - 0.4) / num_negative, num_negative) == count - 1
+        assert thresholds.allowed_accepts(count / num_negative, num_negative) == count
+        assert thresholds.allowed_accepts((count - 0.4) / num_negative, num_negative) == count - 1
 
 
 def test_memory_is_bounded(monkeypatch):

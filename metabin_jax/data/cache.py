@@ -111,7 +111,7 @@ def _decode_all(
 
     def decode(record: Record) -> np.ndarray | Exception:
         try:
-            return _decode(image_file(record), size)
+            return decode_image(image_file(record), size)
         except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
             return error
 
@@ -129,6 +129,7 @@ def _decode_all(
         raise broken_error(broken, len(records))
 
 
-def _decode(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
+def decode_image(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
+    """One image as `load_images` decodes it: uint8 [height, width, 3]. Raises whatever PIL does for a broken one."""
     height, width = size
     return np.asarray(upright(file).resize((width, height), Image.Resampling.BICUBIC))

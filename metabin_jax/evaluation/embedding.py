@@ -1,6 +1,7 @@
 """Images in, retrieval features out."""
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -51,14 +52,29 @@ def embed(
     if len(rows) == 0:
         raise ValueError("there are no images to embed.")
 
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(rows), batch_size):
+            batch_NHWC = np.zeros((batch_size, *image_NHWC.shape[1:]), np.uint8)
+            chosen = rows[start : start + batch_size]
+            batch_NHWC[: len(chosen)] = image_NHWC[chosen]
+            yield batch_NHWC
+
+    return np.concatenate(list(embed_batches(model, variables, batches())))[: len(rows)]
+
+
+def embed_batches(
+    model: nn.Module, variables: dict, batches: Iterable[NDArray[np.uint8]]
+) -> Iterator[NDArray[np.float32]]:
+    """Embeddings [N, D] of one batch uint8 [N, H, W, 3] after the other, all of one shape.
+
+    Two batches are in flight: the device never waits for the host, nor does the host run far ahead.
+    """
     variables = jax.device_put(variables)
-    embedding_of_batch = []
-    for start in range(0, len(rows), batch_size):
-        batch_NHWC = np.zeros((batch_size, *image_NHWC.shape[1:]), np.uint8)
-        chosen = rows[start : start + batch_size]
-        batch_NHWC[: len(chosen)] = image_NHWC[chosen]
-        embedding_of_batch.append(_embed_batch(model, variables, batch_NHWC))
-        if len(embedding_of_batch) > 1:
-            # Two batches in flight: the device never waits for the host, nor does the host run far ahead.
-            embedding_of_batch[-2].block_until_ready()
-    return np.concatenate([np.asarray(batch) for batch in embedding_of_batch])[: len(rows)]
+    before = None
+    for batch_NHWC in batches:
+        started = _embed_batch(model, variables, batch_NHWC)
+        if before is not None:
+            yield np.asarray(before)
+        before = started
+    if before is not None:
+        yield np.asarray(before)

@@ -69,7 +69,7 @@ def verification(
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
     labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, len(query_QD), len(gallery_GD))
     num_negative = _count_negative(labels)
-    allowed = _allowed_accepts(far, num_negative)
+    allowed = allowed_accepts(far, num_negative)
 
     positive_P, highest_K = _scores(query_QD, gallery_GD, labels, allowed + 1)
     num_positive = len(positive_P)
@@ -87,7 +87,7 @@ def _count_negative(labels: Labels) -> int:
     return len(labels.query_pid) * len(pid_G) - int(same_pid_Q.sum())
 
 
-def _allowed_accepts(far: float, num_negative: int) -> int:
+def allowed_accepts(far: float, num_negative: int) -> int:
     """The largest number of negative pairs whose share is not above far, whatever far * num_negative rounds to."""
     nearest = round(far * num_negative)
     return nearest - (nearest > 0 and nearest / num_negative > far)
