@@ -2,10 +2,12 @@
 
     python -m experiments.unseen_domain synthetic --workdir=runs/synthetic
     python -m experiments.unseen_domain folder --path=DIR --workdir=runs/folder
+    python -m experiments.unseen_domain finetune --path=DIR --init=WEIGHTS --workdir=runs/finetune
 
 `synthetic` trains on five drawn camera networks and evaluates on the sixth (configs/demo.py). `folder` leaves
-each domain of DIR out in turn (configs/folder.py). Results gather in WORKDIR/results.jsonl; what stands there
-is not run again, so a stopped study goes on where it was.
+each domain of DIR out in turn (configs/folder.py), and so does `finetune`, starting from a file of weights
+(configs/finetune.py). Results gather in WORKDIR/results.jsonl; what stands there is not run again, so a stopped
+study goes on where it was.
 """
 
 import argparse
@@ -14,19 +16,21 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import demo, folder
+from configs import demo, finetune, folder
 from metabin_jax.data import synthetic
 from metabin_jax.data.records import read_folder
 from metabin_jax.runlog import write_text
 from metabin_jax.train import train
 
 METHODS = ("bn", "in", "bin", "metabin")
+CONFIGS = {"synthetic": demo, "folder": folder, "finetune": finetune}
 
 
-def run(data: str, path: str, target: str, method: str, seed: int, workdir: Path) -> dict:
+def run(data: str, path: str, init: str, target: str, method: str, seed: int, workdir: Path) -> dict:
     """Trains one row without the target and evaluates on it; a finished run is only read."""
-    config = demo.get_config() if data == "synthetic" else folder.get_config()
+    config = CONFIGS[data].get_config()
     config.data.path = path
+    config.init = init
     config.data.eval_domains = (target,)
     config.method = method
     config.seed = seed
@@ -35,8 +39,9 @@ def run(data: str, path: str, target: str, method: str, seed: int, workdir: Path
 
 
 def study(
-    data: str, path: str, targets: Sequence[str], methods: Sequence[str], seeds: Sequence[int], workdir: Path
-) -> list[dict]:
+    data: str, path: str, targets: Sequence[str], methods: Sequence[str], seeds: Sequence[int], workdir: Path,
+    init: str = "",
+) -> list[dict]:  # fmt: skip
     """All rows, each once, seed by seed; results.jsonl grows as they finish."""
     workdir.mkdir(parents=True, exist_ok=True)
     log = workdir / "results.jsonl"
@@ -45,7 +50,7 @@ def study(
         for target in targets:
             for method in methods:
                 if not any(_is(row, target, method, seed) for row in rows):
-                    rows.append(run(data, path, target, method, seed, workdir))
+                    rows.append(run(data, path, init, target, method, seed, workdir))
                     write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -92,8 +97,9 @@ def _cell(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=("synthetic", "folder"))
-    parser.add_argument("--path", default="", help="the folder of domains, for `folder`")
+    parser.add_argument("data", choices=tuple(CONFIGS))
+    parser.add_argument("--path", default="", help="the folder of domains, for `folder` and `finetune`")
+    parser.add_argument("--init", default="", help="the file of weights to start from")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--targets", nargs="+", help="default: underpass, or every domain of the folder")
@@ -103,7 +109,7 @@ def main() -> None:
         targets = args.targets or synthetic.DOMAIN_NAMES[-1:]
     else:
         targets = args.targets or sorted({record.domain for record in read_folder(args.path)})
-    print(table(study(args.data, args.path, targets, args.methods, args.seeds, args.workdir)))
+    print(table(study(args.data, args.path, targets, args.methods, args.seeds, args.workdir, args.init)))
 
 
 if __name__ == "__main__":
