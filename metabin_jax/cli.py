@@ -1,4 +1,4 @@
-"""The command line: metabin train | evaluate | prepare | export | embed | search | calibrate | doctor."""
+"""The command line: metabin train | evaluate | report | prepare | export | embed | search | calibrate | doctor."""
 
 import argparse
 import re
@@ -20,6 +20,7 @@ USAGE = """usage: metabin COMMAND [options]
 commands:
   train      train from a config, resuming by itself from a workdir that has a checkpoint
   evaluate   evaluate a trained workdir on the domains named in its config, or on others
+  report     write one HTML page about a trained workdir: metrics, ranked lists, rho, training curves
   prepare    pack published data sets, or a folder of domains, into a few files each, checked on the way
   export     write a trained workdir's net to a file that runs without this package
   embed      the features of a folder of images, or of a CSV list of them, into a file
@@ -50,6 +51,15 @@ EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--config.FIELD=VALUE .
   --config.data.path=DIR                 images elsewhere,
   --config.eval.rerank=True              re-ranking; query expansion by --config.eval.query_expansion=K,
   --config.eval.policy=ignore            or any other field of data, eval and selection"""
+
+REPORT_HELP = """usage: metabin report RUN [--output=FILE] [--config.FIELD=VALUE ...]
+
+  RUN                                    a workdir of `metabin train`; its config is taken as it is, except for
+  --config.data.eval_domains="('a',)"    other domains; the page is about the training alone for "()",
+  --config.data.path=DIR                 images elsewhere, or any other field of data, eval and selection
+  --output=FILE                          where the page goes; RUN/report.html if not given
+
+The page needs no network and no other file: it holds small copies of the images it shows. Needs jinja2."""
 
 PREPARE_HELP = f"""usage: metabin prepare NAME --manual_dir=DIR [--data_dir=DIR] [--allow_incomplete]
 
@@ -160,6 +170,17 @@ def _trained_config(workdir: str, fields: dict[str, str]) -> ConfigDict:
     return config
 
 
+def report(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("RUN is missing: give a workdir of metabin train first")
+    workdir, *rest = arguments
+    options, fields = _parse([f"--output={workdir}/report.html", *rest], "--output")
+    config = _trained_config(workdir, fields)
+    from metabin_jax.report import write_report
+
+    print(write_report(config, workdir, options["output"]))
+
+
 def prepare(arguments: list[str]) -> None:
     parser = _parser()
     parser.add_argument("names", nargs="*")
@@ -187,6 +208,7 @@ def doctor(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "train": (train, TRAIN_HELP),
     "evaluate": (evaluate, EVALUATE_HELP),
+    "report": (report, REPORT_HELP),
     "prepare": (prepare, PREPARE_HELP),
     "export": (export, EXPORT_HELP),
     "embed": (commands.embed, commands.EMBED_HELP),

@@ -58,6 +58,7 @@ OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.d
     [
         ("train", OPTIONS),
         ("evaluate", OPTIONS),
+        ("report", ("RUN", "--output=FILE", *OPTIONS[1:])),
         ("prepare", ("NAME", "--manual_dir=DIR", "--data_dir=DIR", "--allow_incomplete", "market1501")),
         ("embed", ("PATH", "--checkpoint=RUN", "--output=", "exit status is 1")),
         ("search", ("--query=", "--gallery=", "--checkpoint=RUN", "-k 10", "--threshold=", "--output=")),
@@ -86,7 +87,7 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    commands = "train, evaluate, prepare, export, embed, search, calibrate, doctor"
+    commands = "train, evaluate, report, prepare, export, embed, search, calibrate, doctor"
     assert result.stderr == f"metabin: there is no command 'trian'; choose from {commands}\n"
 
 

@@ -1,0 +1,184 @@
+"""The page: RunData in, one HTML file out that needs no other."""
+
+import base64
+import hashlib
+import io
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+from PIL import Image
+
+from metabin_jax.config import PRESETS, metabin
+from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
+from metabin_jax.report.data import RHO_BINS, RunData, collect
+from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
+from metabin_jax.runlog import settings, write_text
+
+MOST_NAMED = 100  # queries without a match
+
+# Title, prefixes of the metrics, label of the axis, and what the chart shows and says.
+TRAINING = (
+    (
+        "Base losses", ("base/",), "loss",
+        "Cross-entropy and triplet loss on the training batches. Where they still fall at the end, training longer "
+        "may help; flat from the start means that labels or the learning rate are wrong.",
+    ),
+    (
+        "Meta losses", ("meta_train/", "meta_test/"), "loss",
+        "Losses of the two parts into which the source domains are split at each step. Meta-test above meta-train for "
+        "the same loss: what is learned on some sources does not fit the others yet.",
+    ),
+    (
+        "Balance rho per stage", ("rho/",), "mean rho",
+        "Mean balance of each stage's channels: 1 is all batch normalisation, 0 all instance normalisation. All still "
+        "near 1 means that the meta update has hardly moved the net from plain batch normalisation.",
+    ),
+    (
+        "Inner step |rho' - rho|", ("inner/rho_change",), "mean change",
+        "How far the inner step pushes rho before the meta-test loss looks at it. Next to nothing means that the "
+        "meta-test sees practically the same net; it rises and falls with the cyclic beta.",
+    ),
+    (
+        "Clipped share", ("inner/clipped",), "share of channels",
+        "Channels that the inner step pushes out of [0, 1] and the clipping brings back. A large share means that "
+        "most of the push is lost at the edge.",
+    ),
+    (
+        "Held-out sources", ("source_mAP",), "mAP",
+        "Mean average precision on held-out source identities, by which the checkpoint is selected. A fall at the end "
+        "means overfitting.",
+    ),
+    (
+        "Speed", ("images_per_second",), "images / s",
+        "Images per second, without the compilation. Dips mean that reading data or something else on the machine "
+        "held the device up.",
+    ),
+)  # fmt: skip
+
+
+def write_report(config: ConfigDict, workdir: str | Path, output: str | Path) -> Path:
+    """Writes the page about the run in `workdir` to `output`, and returns where it is.
+
+    config: the run's, with the domains to evaluate on in config.data.eval_domains; the page is about the training
+    alone where there are none. Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
+    """
+    workdir, output = Path(workdir).expanduser(), Path(output).expanduser()
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: --output must name a file")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"the folder {output.parent} does not exist: make it, or choose another --output")
+    write_text(output, render(collect(config, workdir)))
+    return output
+
+
+def render(run: RunData) -> str:
+    """The page as HTML."""
+    here = files("metabin_jax.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = percent
+    environment.tests["nan"] = math.isnan
+    script = (here / "page.js").read_text(encoding="utf-8")
+    html = environment.from_string((here / "template.html").read_text(encoding="utf-8")).render(
+        run=run,
+        style=(here / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        # Nothing but this very script may run, whatever a file name says.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        settings=config_rows(run.config),
+        training=training_charts(run),
+        cmc_chart=cmc_chart,
+        score_chart=score_chart,
+        thumbnail=lambda domain, row: thumbnail(run.image(domain, row)),
+        rho_bins=RHO_BINS,
+        most_named=MOST_NAMED,
+    )
+    # Undecodable bytes of a file name are surrogates, which no UTF-8 file can hold.
+    return html.encode("utf-8", "replace").decode("utf-8")
+
+
+def percent(fraction: float) -> str:
+    return "n/a" if np.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def config_rows(config: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Field, value and, where it is another, the preset's value."""
+    preset = config["preset"] if config["preset"] in PRESETS else PRESETS[0]
+    default = dict(_flat(settings(metabin(preset))))
+    return [(name, value, "" if default.get(name) == value else default.get(name, "")) for name, value in _flat(config)]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + name, text or "(empty)"))
+    return rows
+
+
+def training_charts(run: RunData) -> list[Chart]:
+    """Of the metrics that were logged; a metric may be missing from some rows."""
+    stages = list(dict.fromkeys("rho/" + layer.name.split()[0].split(".")[0] for layer in run.layers))
+    logged = sorted({name for row in run.rows for name in row}, key=lambda name: (name not in stages, name))
+    names = stages + [name for name in logged if name not in stages]
+    charts = []
+    for title, prefixes, label, caption in TRAINING:
+        series = []
+        most = 1
+        for name in (name for name in names if name.startswith(prefixes)):
+            rows, every = thinned([row for row in run.rows if name in row])
+            series.append(Series(name, [row["step"] for row in rows], [row[name] for row in rows]))
+            most = max(most, every)
+        if most > 1:
+            caption += f" One logged value in {most} is drawn."
+        charts.append(chart(title, caption, series, "step", label))
+    return [drawn for drawn in charts if drawn]
+
+
+def cmc_chart(domain: Domain) -> Chart | None:
+    """None without a query that has a match."""
+    return chart(
+        "Cumulative match characteristic",
+        "Share of the queries with a match among the first k images of their list. A curve that rises late means that "
+        "matches are near, but not first: re-ranking may help there.",
+        [Series("CMC", CMC_RANKS, 100 * cmc(domain.result))],
+        "rank k",
+        "queries, %",
+        (0, 100),
+    )
+
+
+def score_chart(domain: Domain) -> Chart | None:
+    """The occupied part of the histogram, each kind of pair in percent of its own number."""
+    occupied = np.flatnonzero(domain.scores.matches + domain.scores.others)
+    first, last = occupied[0], occupied[-1] + 1
+    edges = domain.scores.edges[first : last + 1]
+    threshold = domain.result.verification.threshold
+    kinds = (("matches", domain.scores.matches), ("non-matches", domain.scores.others))
+    return chart(
+        "Scores of pairs",
+        "Cosine similarity of a query and a gallery image of the same identity (other camera), and of two identities, "
+        "each in percent of its own number. The less the two overlap, the safer is a decision by a threshold.",
+        [Series(name, *stairs(edges, 100 * count[first:last] / count.sum())) for name, count in kinds if count.sum()],
+        "cosine similarity",
+        "pairs, %",
+        mark=None if np.isnan(threshold) else Place(threshold, f"threshold {threshold:.3f}"),
+        filled=True,
+    )
+
+
+def thumbnail(image_HWC: NDArray[np.uint8]) -> str:
+    """A JPEG of the cached size, as the address of an image."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image_HWC)).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
