@@ -56,8 +56,8 @@ TRAINING = (
     ),
     (
         "Speed", ("images_per_second",), "images / s",
-        "Images per second, without the compilation. Dips mean that reading data or something else on the machine "
-        "held the device up.",
+        "Images per second, without the compilation. Dips mean that a checkpoint, reading data or something else on "
+        "the machine held the device up.",
     ),
 )  # fmt: skip
 

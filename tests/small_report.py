@@ -1,0 +1,51 @@
+"""Domains and runs to report on, made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+from tiny_run import tiny_config
+
+from metabin_jax.benchmark.statistics import summarise
+from metabin_jax.config import metabin
+from metabin_jax.data.records import Record
+from metabin_jax.evaluation import query_gallery
+from metabin_jax.report import data, domain
+from metabin_jax.runlog import settings
+
+HOSTILE = "<script>alert(1)</script>\"'&é漢\udcff"
+
+
+def at_angles(degrees):
+    return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)
+
+
+# Degrees. The queries: identity 1 on camera 1, identity 2 on camera 2, and one that has no match.
+ANGLES = np.array([0, 90, 45, 5, 10, 20, 30])
+RECORDS = [
+    Record(f"d/{HOSTILE}.png", 1, 1, "d", "query"),
+    Record("d/second.png", 2, 2, "d", "query"),
+    Record("d/lonely.png", 9, 1, "d", "query"),
+    Record("d/a.png", 1, 1, "d", "gallery"),
+    Record("d/b.png", 2, 1, "d", "gallery"),
+    Record("d/c.png", 1, 2, "d", "gallery"),
+    Record("d/d.png", 3, 2, "d", "gallery"),
+]
+
+
+def examined(records=RECORDS, angles=ANGLES, **settings):
+    config = metabin().eval
+    config.update(settings)
+    splits = [query_gallery(records, config.policy)]
+    return domain.examine(records, lambda rows: at_angles(angles[rows]), splits, "", config)
+
+
+def run_data(domains=(), **changes):
+    """A run that was never trained."""
+    config = tiny_config("/data")
+    config.data.train_domains = ("east", "north")
+    run = data.RunData(
+        name="mine", config=settings(config), starts=[], rows=[], step=3, source_mAP=None, layers=[],
+        domains=list(domains), summaries=summarise([each.result for each in domains]) if domains else [],
+        image=lambda name, row: np.full((8, 4, 3), 4 * row, np.uint8),
+    )  # fmt: skip
+    return replace(run, **changes)
