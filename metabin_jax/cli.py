@@ -1,17 +1,12 @@
 """The command line: metabin train | evaluate | report | prepare | export | embed | search | calibrate | doctor."""
 
-import argparse
-import re
-import runpy
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-
-from ml_collections import ConfigDict
 
 from metabin_jax import commands
 from metabin_jax.data.sets import SETS
+from metabin_jax.options import load_config, override_all, parse, parse_required, parser, trained_config
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -94,9 +89,6 @@ DOCTOR_HELP = """usage: metabin doctor PATH
 Prints which set it is and its counts against the published ones, what each split holds, the queries without a valid
 match and why, and broken and duplicate images."""
 
-# What an evaluation may set; all else was fixed by the training.
-EVALUATION_FIELDS = ("data.", "eval.", "selection")
-
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status; errors of the user's are one sentence and exit status 2."""
@@ -127,25 +119,25 @@ def _is_the_users(error: Exception) -> bool:
 
 
 def train(arguments: list[str]) -> None:
-    options, fields = _parse(arguments, "--config", "--workdir")
+    options, fields = parse(arguments, "--config", "--workdir")
     config = load_config(options["config"])
-    _override(config, fields)
+    override_all(config, fields)
     from metabin_jax.train import train
 
     _print_results(train(config, options["workdir"]), options["workdir"])
 
 
 def evaluate(arguments: list[str]) -> None:
-    options, fields = _parse(arguments, "--workdir")
-    config = _trained_config(options["workdir"], fields)
+    options, fields = parse(arguments, "--workdir")
+    config = trained_config(options["workdir"], fields)
     from metabin_jax.evaluate import evaluate
 
     _print_results(evaluate(config, options["workdir"]), options["workdir"])
 
 
 def export(arguments: list[str]) -> None:
-    options, fields = _parse(arguments, "--workdir", "--to", "--output")
-    config = _trained_config(options["workdir"], fields)
+    options, fields = parse(arguments, "--workdir", "--to", "--output")
+    config = trained_config(options["workdir"], fields)
     from metabin_jax.export import export
 
     step, trials = export(config, options["workdir"], options["to"], options["output"])
@@ -158,35 +150,23 @@ def export(arguments: list[str]) -> None:
     print(f"step {step} of {options['workdir']} is in {options['output']}")
 
 
-def _trained_config(workdir: str, fields: dict[str, str]) -> ConfigDict:
-    """The config of a trained workdir with other `fields`, which must be those of an evaluation."""
-    from metabin_jax.runlog import read_config
-
-    config = read_config(workdir)
-    _override(config, fields)
-    for field in fields:
-        if not field.startswith(EVALUATION_FIELDS):
-            raise ValueError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
-    return config
-
-
 def report(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("RUN is missing: give a workdir of metabin train first")
     workdir, *rest = arguments
-    options, fields = _parse([f"--output={workdir}/report.html", *rest], "--output")
-    config = _trained_config(workdir, fields)
+    options, fields = parse([f"--output={workdir}/report.html", *rest], "--output")
+    config = trained_config(workdir, fields)
     from metabin_jax.report import write_report
 
     print(write_report(config, workdir, options["output"]))
 
 
 def prepare(arguments: list[str]) -> None:
-    parser = _parser()
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--data_dir", default=DATA_DIR)
-    parser.add_argument("--allow_incomplete", action="store_true")
-    options, left = _parse_required(parser, arguments, "--manual_dir")
+    names = parser()
+    names.add_argument("names", nargs="*")
+    names.add_argument("--data_dir", default=DATA_DIR)
+    names.add_argument("--allow_incomplete", action="store_true")
+    options, left = parse_required(names, arguments, "--manual_dir")
     if left:
         raise ValueError(f"{left[0]!r} is not an option: metabin prepare --help lists them")
     if len(options.names) != 1:
@@ -216,67 +196,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "calibrate": (commands.calibrate, commands.CALIBRATE_HELP),
     "doctor": (doctor, DOCTOR_HELP),
 }
-
-
-def _parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Splits the arguments into the required options and the fields of the config, each as texts."""
-    options, left = _parse_required(_parser(), arguments, *required)
-    fields = {}
-    for argument in left:
-        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
-        if not match:
-            names = ", ".join(f"{option}=..." for option in (*required, "--config.FIELD"))
-            raise ValueError(f"{argument!r} is not an option: they are {names}")
-        fields[match[1]] = match[2]
-    return vars(options), fields
-
-
-def _parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-
-
-def _parse_required(
-    parser: argparse.ArgumentParser, arguments: list[str], *required: str
-) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a parser, of which some are required, and what is left. Raises ValueError."""
-    for option in required:
-        parser.add_argument(option, default="")
-    try:
-        options, left = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}") from None
-    for option in required:
-        if not getattr(options, option.removeprefix("--")):
-            raise ValueError(f"{option} is missing: metabin COMMAND --help shows how it is given")
-    return options, left
-
-
-def load_config(file_and_preset: str) -> ConfigDict:
-    """What get_config() of a Python file returns; FILE:PRESET gives it an argument.
-
-    Raises FileNotFoundError, or ValueError for whatever goes wrong inside of the file, with its line.
-    """
-    file, _, preset = file_and_preset.partition(":")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"the config file {file} does not exist")
-    try:
-        config = runpy.run_path(file)["get_config"](*[preset] if preset else [])
-    except Exception as error:
-        lines = [
-            f"line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-        ]
-        where = ", ".join([file, *lines[-1:]])
-        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f"{file}: get_config() must return a ConfigDict, as metabin_jax.config.metabin() does")
-    return config
-
-
-def _override(config: ConfigDict, fields: dict[str, str]) -> None:
-    from metabin_jax.config import override
-
-    for field, text in fields.items():
-        override(config, field, text)
 
 
 def _print_results(results: dict, workdir: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from metabin_jax import cli, evaluate, train
 from metabin_jax.data import synthetic
 from metabin_jax.models import reid
+from metabin_jax.options import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OWN = "from metabin_jax.config import metabin\n\ndef get_config():\n    c = metabin()\n"
@@ -241,7 +242,7 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence_and_no_change(capsys, tmp_path, arguments, message):
-    train.describe_run(cli.load_config(str(CONFIGS / "demo.py")), tmp_path / "run")
+    train.describe_run(load_config(str(CONFIGS / "demo.py")), tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     err = refused(capsys, "evaluate", *(argument.format(dir=tmp_path) for argument in arguments))
     assert err.startswith("metabin evaluate: ")
