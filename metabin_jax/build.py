@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import path_aware_map
+from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from ml_collections import ConfigDict
 
 from metabin_jax import config as configuration
@@ -91,10 +91,16 @@ def build(config: ConfigDict) -> Run:
     return Run(config, data, base, meta, learner, steps_per_epoch)
 
 
-def with_weights(state: TrainState, path: str) -> tuple[TrainState, models.Report]:
-    """A fresh state, or its shapes, with the weights of a file. Raises as `models.load_torch`."""
+def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, models.Report]:
+    """A fresh state, or its shapes, with the weights of config.init. Raises as `models.load_torch`."""
     variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
-    loaded, report = models.load_torch(path, variables)
+    loaded, report = models.load_torch(config.init, variables)
+    if config.init_in_affine == "bn":
+        params = flatten_dict(loaded["params"])
+        for path in params:
+            if path[-1] in ("in_scale", "in_bias") and "/".join(("params", *path)) in report.kept:
+                params[path] = np.array(params[*path[:-1], path[-1].replace("in_", "bn_")])
+        loaded["params"] = unflatten_dict(params)
     return state.replace(**loaded), report
 
 

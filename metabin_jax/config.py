@@ -19,6 +19,7 @@ SAMPLINGS = ("domains", "identities")
 SELECTIONS = ("last", "source_val")
 POLICIES = ("cross-camera", "ignore")
 METRICS = ("cosine", "euclidean")
+IN_AFFINES = ("identity", "bn")
 DOMAINS_BY = ("source", "camera")
 DTYPES = ("float32", "bfloat16")
 # The least value of every number that has one.
@@ -55,6 +56,9 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.seed = 0
     config.method = "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
     config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
+    # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A
+    # fresh 1 and 0 beside learned BN scales disturb the net as soon as rho leaves 1, and need a long training.
+    config.init_in_affine = "identity"
 
     config.data = ConfigDict()
     # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest) | prepared (by metabin prepare)
@@ -156,6 +160,7 @@ def check(config: ConfigDict) -> None:
     _check_fields(config, metabin(), "config")
     _one_of(config, "method", norm.LAYERS)
     _one_of(config, "data.source", SOURCES)
+    _one_of(config, "init_in_affine", IN_AFFINES)
     _one_of(config, "data.domain_by", DOMAINS_BY)
     _one_of(config, "batch.sampling", SAMPLINGS)
     _one_of(config, "selection", SELECTIONS)

@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     devices = jax.devices()
     check_divisible(run, len(devices))
     if config.init and not has_checkpoint(workdir):
-        with_weights(jax.eval_shape(run.init), config.init)  # a file that does not fit is refused here
+        with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -102,7 +102,7 @@ def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> 
         )
     state = run.init()
     if run.config.init:
-        state, report = with_weights(state, run.config.init)
+        state, report = with_weights(run.config, state)
         print(f"{run.config.init}: {report}", file=sys.stderr)
     return jax.device_put(state, sharding)
 

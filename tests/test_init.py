@@ -98,6 +98,21 @@ def test_a_run_starts_from_the_file_and_resumes_without_it(config, weights, firs
         train.train(config, tmp_path / "another")
 
 
+def test_the_affine_of_the_instance_branch_can_start_from_that_of_the_batch_branch(
+    config, weights, first_states, tmp_path
+):
+    _, arrays = weights
+    for choice in ("identity", "bn"):
+        config.init_in_affine = choice
+        train.train(config, tmp_path / choice)
+    fresh, copied = (state.params["backbone"]["head_norm"] for state in first_states)
+    assert np.array_equal(fresh["in_scale"], np.ones(32)) and np.array_equal(fresh["in_bias"], np.zeros(32))
+    assert np.array_equal(copied["in_scale"], arrays["conv9.bn.weight"])
+    assert np.array_equal(copied["in_bias"], arrays["conv9.bn.bias"])
+    assert np.array_equal(copied["bn_scale"], fresh["bn_scale"])
+    assert first_states[1].params["classifier"].keys() == {"kernel"}
+
+
 def test_a_file_that_does_not_fit_is_refused_before_images_are_read(config, weights, tmp_path, monkeypatch):
     path, arrays = weights
     safetensors.save_file(arrays | {"conv9.bn.bias": np.ones(5, np.float32)}, path)
