@@ -24,8 +24,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.optimizer.warmup_epochs = 1
     config.optimizer.decay_epochs = (3, 4)
     config.epochs = 5
-    config.steps_per_epoch = 20
+    config.steps_per_epoch = 12
     config.meta.beta_epochs = 1
-    config.meta.gamma = 0.5  # 100 steps instead of 184,900; at 2 rho goes too far too fast for pretrained weights
+    config.meta.gamma = 0.5  # 60 steps instead of 184,900; at 2 rho goes too far too fast for pretrained weights
     config.log_every = 10
     return config
