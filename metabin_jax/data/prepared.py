@@ -28,7 +28,7 @@ SPLIT_FILES = ("splits*.json", "features_and_partitions.mat")
 def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incomplete: bool = False) -> None:
     """Prepares one set of `sets.SETS`, "all" that are in manual_dir, or a "folder" of domains in Market-1501 naming.
 
-    What is prepared already is left as it is. Files with a set's evaluation splits are copied to data_dir/splits.
+    What is prepared already is left as it is. Files with the splits of a target that has several are copied to data_dir/splits.
     Prints a line per set; a bar on stderr where that is a terminal.
 
     Args:
@@ -109,11 +109,12 @@ def _prepare(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool
         raise ValueError(f"{folder} exists but holds no prepared set: remove it")
     import tensorflow_datasets as tfds  # slow, so late
 
+    from metabin_jax.benchmark.splits import SINGLE_SHOT
     from metabin_jax.data.reid.reid_dataset_builder import Builder
 
     for killed in folder.parent.glob(f"incomplete.*_{VERSION}"):  # what a killed preparation left
         shutil.rmtree(killed)
-    if name in sets.SETS:
+    if name in SINGLE_SHOT:
         _copy_split_file(name, sets.find(manual_dir, name)[1], data_dir / "splits")
     with _quiet():
         config = name if name in sets.SETS else tfds.core.BuilderConfig(name=name)
@@ -168,13 +169,13 @@ def _found(manual_dir: Path) -> list[str]:
 
 
 def _copy_split_file(name: str, root: Path, into: Path) -> None:
-    """Copies a set's own evaluation splits, from its root or, where it is the only set there, the folder above."""
+    """Copies a target's own evaluation splits, from its root or, where it is the only set there, the folder above."""
     folders = [root, root.parent] if sets.names_at(root.parent) == [name] else [root]
     files = [path for folder in folders for pattern in SPLIT_FILES for path in sorted(folder.glob(pattern))]
     for file in files[:1]:
         into.mkdir(parents=True, exist_ok=True)
         copy = into / f"{name}{file.suffix}"
-        temporary = copy.with_name(copy.name + ".tmp")
+        temporary = copy.with_name(f".{copy.name}.tmp")
         shutil.copyfile(file, temporary)
         os.replace(temporary, copy)
         print(f"{name}: the evaluation splits are those of {file}")
