@@ -30,6 +30,8 @@ def examine(path: str | Path) -> Iterator[str]:
       ValueError: it is none of the three, or has file names that cannot be read (one sentence).
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name a data set, a folder of domains or a CSV manifest.")
     if path.is_dir() and sets.recognised(path):
         data_set, root = sets.find(path)
         if data_set.is_raw(root):
@@ -56,6 +58,8 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
         yield f"{domain}, {split}: {_phrase(numbers)}"
     if counts["distractors"]:
         yield f"{domain}: {counts['distractors']:,} gallery images of pid 0, which match nobody"
+        if nobody := [record.path for record in records if record.pid == 0 and record.split == "query"]:
+            yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {_named(nobody)}"
     try:
         split = query_gallery(records)
     except ValueError as error:

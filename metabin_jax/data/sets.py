@@ -81,7 +81,7 @@ SETS = {
             ("market1501", "market1501v150915"),
             (MARKET_FOLDERS,),
             set_readers.read_market,
-            {"ids": 1_501, "images": 29_419}
+            {"ids": 1_501, "images": 29_419, "distractors": 2_798}
             | {"train ids": 751, "train images": 12_936, "query ids": 750, "query images": 3_368}
             | {"gallery ids": 750, "gallery images": 13_115},
         ),
