@@ -23,8 +23,8 @@ def test_a_published_set_is_named_and_compared_with_its_counts(tmp_path):
     lines = report(tmp_path)
     assert lines[:2] == [
         f"market1501 in {root}",
-        "  market1501: found 2 ids, 4 images, 1 distractors, 1 train ids, 2 train images, 1 query ids, 1 query images, 1 gallery ids, "
-        "1 gallery images where 1,501 ids, 29,419 images, 2,798 distractors, 751 train ids, 12,936 train images, "
+        "  market1501: found 2 ids, 4 images, 1 distractors, 1 train ids, 2 train images, 1 query ids, 1 query images, "
+        "1 gallery ids, 1 gallery images where 1,501 ids, 29,419 images, 2,798 distractors, 751 train ids, 12,936 train images, "
         "750 query ids, 3,368 query images, 750 gallery ids, 13,115 gallery images are published: "
         "the copy is incomplete, changed, or of another version.",
     ]

@@ -28,8 +28,8 @@ SPLIT_FILES = ("splits*.json", "features_and_partitions.mat")
 def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incomplete: bool = False) -> None:
     """Prepares one set of `sets.SETS`, "all" that are in manual_dir, or a "folder" of domains in Market-1501 naming.
 
-    What is prepared already is left as it is. Files with the splits of a target that has several are copied to data_dir/splits.
-    Prints a line per set; a bar on stderr where that is a terminal.
+    What is prepared already is left as it is. Files with the splits of a target that has several are copied to
+    data_dir/splits. Prints a line per set; a bar on stderr where that is a terminal.
 
     Args:
       manual_dir: holds the sets as they were unpacked, or is one; for "folder", holds one folder per domain.
