@@ -39,6 +39,9 @@ def examine(path: str | Path) -> Iterator[str]:
             return
         records = sets.read_set(data_set.name, root)
         yield f"{data_set.name} in {root}"
+        beside = [child.name for child in path.iterdir() if child.is_dir() and not root.is_relative_to(child)]
+        if root != path and (others := sorted(name for name in beside if not name.startswith("."))):
+            yield f"  not looked at: {', '.join(others)} in {path}, as no set has such a name"
         try:
             sets.check_counts(data_set, records)
             yield f"  complete: {_phrase(data_set.published)}, as published"

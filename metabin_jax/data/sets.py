@@ -183,7 +183,9 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
         raise ValueError(f"{path} does not hold, itself or below, what was looked for: {sought}.")
     if len(found) > 1:
         candidates = ", ".join(f"{data_set.name} in {root}" for data_set, root in found)
-        raise ValueError(f"{path} may hold {candidates}: point to one folder, named as its set.")
+        raise ValueError(
+            f"{path} may hold {candidates}: point to one folder, named as its set, or above one that is your own."
+        )
     return found[0]
 
 
