@@ -263,7 +263,7 @@ def test_an_identity_of_two_cameras_is_one_in_each():
 
 
 def test_the_batches_of_a_seed_are_those_of_every_machine():
-    """numpy may change what a Generator draws. The digest is that of numpy 1.26, 2.1, 2.2 and 2.4, Python 3.11 to 3.13."""
+    """numpy may change what a Generator draws. The digest is that of numpy 1.26 to 2.4 and Python 3.11 to 3.13."""
 
     def digest(seed):
         pid = np.arange(3000) * 7919 % 300
