@@ -47,8 +47,16 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
         return
     if name not in ("all", *sets.SETS):
         raise ValueError(f"there is no data set {name!r}: choose from all, folder, {', '.join(sets.SETS)}")
+    errors = []
     for known in _found(manual_dir) if name == "all" else [name]:
-        _prepare(known, manual_dir, data_dir, allow_incomplete)
+        try:
+            _prepare(known, manual_dir, data_dir, allow_incomplete)
+        except ValueError as error:  # the next one of "all" may be in order
+            errors.append(error)
+    for another in errors[1:]:
+        print(f"not prepared either: {another}")
+    if errors:
+        raise errors[0]
 
 
 def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
