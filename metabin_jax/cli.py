@@ -214,7 +214,8 @@ def _print_results(results: dict, workdir: str) -> None:
             f"{domain}: verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold "
             f"{threshold} ({pairs['num_positive']:,} positive, {pairs['num_negative']:,} negative pairs)"
         )
-    print(f"step {results['step']}; metrics, checkpoints, evaluation.json and evaluation.md are in {workdir}")
+    files = "evaluation.json and evaluation.md" if results["targets"] else "and evaluation.json"
+    print(f"step {results['step']}; metrics, checkpoints, {files} are in {workdir}")
 
 
 def _percent(fraction: float | None, digits: int = 1) -> str:

@@ -30,6 +30,8 @@ def examine(path: str | Path) -> Iterator[str]:
       ValueError: it is none of the three, or has file names that cannot be read (one sentence).
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name a data set, a folder of domains or a CSV manifest.")
     if path.is_dir() and sets.recognised(path):
         data_set, root = sets.find(path)
         if data_set.is_raw(root):
@@ -37,6 +39,9 @@ def examine(path: str | Path) -> Iterator[str]:
             return
         records = sets.read_set(data_set.name, root)
         yield f"{data_set.name} in {root}"
+        beside = [child.name for child in path.iterdir() if child.is_dir() and not root.is_relative_to(child)]
+        if root != path and (others := sorted(name for name in beside if not name.startswith("."))):
+            yield f"  not looked at: {', '.join(others)} in {path}, as no set has such a name"
         try:
             sets.check_counts(data_set, records)
             yield f"  complete: {_phrase(data_set.published)}, as published"
@@ -56,6 +61,8 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
         yield f"{domain}, {split}: {_phrase(numbers)}"
     if counts["distractors"]:
         yield f"{domain}: {counts['distractors']:,} gallery images of pid 0, which match nobody"
+        if nobody := [record.path for record in records if record.pid == 0 and record.split == "query"]:
+            yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {_named(nobody)}"
     try:
         split = query_gallery(records)
     except ValueError as error:

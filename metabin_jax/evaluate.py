@@ -87,7 +87,7 @@ def evaluate_checkpoint(
             result.target: _numbers(summary) | _details(result)
             for result, summary in zip(measured, summaries, strict=False)
         }
-        results["benchmark"] = tables.as_dict(protocol, summaries)
+        results["benchmark"] = tables.as_dict(protocol, summaries, _how(config, step))
         write_text(workdir / "evaluation.md", tables.markdown(results["benchmark"]))
     write_json(workdir / "evaluation.json", results)
     return results
@@ -142,6 +142,21 @@ def _protocol(config: ConfigDict) -> protocols.Protocol:
         name="", description="", sources=data.train_domains, source_splits=data.train_splits,
         targets=data.eval_domains, domain_by=data.domain_by, overrides={}, withdrawn=(), published=(),
     )  # fmt: skip
+
+
+def _how(config: ConfigDict, step: int) -> list[str]:
+    """What our numbers are of, and what was done beyond the ranking that others report."""
+    settings = config.eval
+    steps = {
+        f"by {settings.metric} distance": settings.metric != "cosine",
+        "images of the query's own camera count": settings.policy == "ignore",
+        f"after query expansion by {settings.query_expansion} images": settings.query_expansion,
+        "after k-reciprocal re-ranking": settings.rerank,
+    }
+    return [
+        f"{config.method}, {config.model.name}, step {step}",
+        *(words for words, is_done in steps.items() if is_done),
+    ]
 
 
 def _numbers(summary: Summary) -> dict[str, Any]:

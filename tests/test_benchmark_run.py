@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from small_sets import prid2011, viper
 
+from metabin_jax.benchmark import run
 from metabin_jax.benchmark.run import evaluate_target
 from metabin_jax.benchmark.splits import split_source, target_splits
 from metabin_jax.benchmark.statistics import METRICS, summarise
 from metabin_jax.data.records import Record
-from metabin_jax.evaluation import query_gallery, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation import query_gallery, rank_metrics, ranking_metrics, retrieval_metrics
 from metabin_jax.evaluation.reranking import query_expansion, rerank
 
 
@@ -174,5 +175,23 @@ def test_a_set_with_one_split():
     records = [Record(f"{n}.jpg", n % 3, n, "market1501", "query" if n < 3 else "gallery") for n in range(9)]
     measured = over_splits("market1501", records, lambda rows: features(records, noise=0)[rows])
     assert len(measured.metrics) == 1 and measured.metrics[0].mAP == 1
-    assert measured.split_source == "the set's own query and gallery"
+    assert measured.split_source == ""
     assert (measured.verification.num_positive, measured.verification.num_negative) == (6, 3 * 4)
+
+
+def test_a_gallery_in_one_piece_is_not_copied(monkeypatch):
+    """But one in another order, or with gaps, is."""
+    feature_ND = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    seen = []
+
+    def ranking(query_QD, gallery_GD, split):
+        seen.append((gallery_GD, np.shares_memory(gallery_GD, feature_ND), split.gallery_row))
+        return ranking_metrics(query_QD, gallery_GD, split)
+
+    monkeypatch.setattr(run, "ranking_metrics", ranking)
+    for splits in ("qqqgggggg", "qgqgqgggg"):
+        names = {"q": "query", "g": "gallery"}
+        records = [Record(f"{n}.jpg", n % 3, n, "shop", names[split]) for n, split in enumerate(splits)]
+        evaluate_target("shop", records, lambda rows: feature_ND, target_splits("shop", records))
+    assert [shares for _, shares, _ in seen] == [True, False]
+    assert all(np.array_equal(gallery_GD, feature_ND[rows]) for gallery_GD, _, rows in seen)

@@ -162,7 +162,7 @@ def test_options_reach_the_config(capsys, tmp_path, trained):
     options = ["--config", CONFIGS / "metabin.py:official", "--workdir", tmp_path, "--config.optimizer.alpha=1"]
     status, out, _ = run(capsys, "train", *options, "--config.data.path=a=b", "--config.data.eval_domains=('x', 'y')")
     assert status == 0
-    assert out == f"step 3; metrics, checkpoints, evaluation.json and evaluation.md are in {tmp_path}\n"
+    assert out == f"step 3; metrics, checkpoints, and evaluation.json are in {tmp_path}\n"
     ((config, workdir),) = trained
     assert workdir == str(tmp_path)
     assert (config.preset, config.optimizer.alpha, config.data.path) == ("official", 1.0, "a=b")

@@ -23,15 +23,38 @@ def test_a_published_set_is_named_and_compared_with_its_counts(tmp_path):
     lines = report(tmp_path)
     assert lines[:2] == [
         f"market1501 in {root}",
-        "  market1501: found 2 ids, 4 images, 1 train ids, 2 train images, 1 query ids, 1 query images, 1 gallery ids, "
-        "1 gallery images where 1,501 ids, 29,419 images, 751 train ids, 12,936 train images, 750 query ids, "
-        "3,368 query images, 750 gallery ids, 13,115 gallery images are published: "
+        "  market1501: found 2 ids, 4 images, 1 distractors, 1 train ids, 2 train images, 1 query ids, 1 query images, "
+        "1 gallery ids, 1 gallery images where 1,501 ids, 29,419 images, 2,798 distractors, 751 train ids, "
+        "12,936 train images, 750 query ids, 3,368 query images, 750 gallery ids, 13,115 gallery images are published: "
         "the copy is incomplete, changed, or of another version.",
     ]
     assert "market1501, train: 1 ids, 2 images, 2 cameras" in lines
     assert "market1501: 1 gallery images of pid 0, which match nobody" in lines
     assert "market1501: 1 of 1 queries have a valid match" in lines
     assert not [line for line in lines if "more than once" in line or "as published" in line]
+
+
+def test_a_query_of_pid_0_is_told(tmp_path):
+    """Persons of one's own may be numbered from 0; in a gallery that is Market-1501's mark for nobody."""
+    draw(tmp_path / "shop", *MARKET)
+    assert not any("queries are of pid 0" in line for line in report(tmp_path))
+    query = draw(tmp_path / "shop", "query/0000_c1_1.jpg") / "query/0000_c1_1.jpg"
+    assert f"  but 1 queries are of pid 0, so give that person another number: {query}" in report(tmp_path)
+
+
+def test_what_stands_beside_a_set_is_named(tmp_path):
+    """A folder of domains, one of which has the name of a set, is not examined as a whole."""
+    draw(tmp_path / "cuhk03-np/detected", *MARKET)
+    assert not any("not looked at" in line for line in report(tmp_path))
+    draw(tmp_path / "shop", "0001_c1_1.jpg")
+    (tmp_path / ".hidden").mkdir()
+    assert report(tmp_path)[1] == f"  not looked at: shop in {tmp_path}, as no set has such a name"
+    assert not any("not looked at" in line for line in report(tmp_path / "cuhk03-np"))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none does not exist: name a data set, a folder"):
+        report(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

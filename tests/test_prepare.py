@@ -154,6 +154,8 @@ def test_all_that_are_there(raw, data_dir, capsys):
 
 def test_split_files_are_copied(raw, data_dir):
     """From the set's folder or, if no other set is in it, the one above."""
+    draw(raw / "cuhk01", "campus/0001001.png")
+    (raw / "cuhk01/splits.json").write_text("cuhk01")  # a source of ours, whatever others draw of it
     for name, root, file in (
         ("viper", "viper/VIPeR", "viper/splits.json"),
         ("prid2011", "prid_2011", "prid_2011/splits_single_shot.json"),

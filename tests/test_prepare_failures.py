@@ -102,6 +102,18 @@ def test_counts_that_are_not_the_published_ones(raw, data_dir, capsys, complete)
     assert len(prepared.read(data_dir, ["viper"])) == 2
 
 
+def test_all_goes_on_after_a_set_that_is_not_whole(raw, data_dir, capsys, complete):
+    """Of three sets the first and the last are incomplete; the one between them is prepared all the same."""
+    draw(raw / "cuhk01", "campus/0001001.png")
+    draw(raw / "viper", *VIPER)
+    draw(raw / "ilids", "images/0001001.jpg")
+    with pytest.raises(ValueError, match=r"cuhk01: found 1 ids"):
+        prepared.prepare("all", raw, data_dir)
+    assert "not prepared either: ilids: found 1 ids" in capsys.readouterr().out
+    assert len(prepared.read(data_dir, ["viper"])) == 3
+    assert not_prepared(data_dir, "cuhk01") and not_prepared(data_dir, "ilids")
+
+
 def test_all_refuses_what_may_be_another_set(raw, data_dir, capsys):
     draw(raw, *MARKET)
     err = refused(capsys, "all", f"--manual_dir={raw}", f"--data_dir={data_dir}")

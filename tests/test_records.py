@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from metabin_jax.data.records import Record, read_csv, read_folder
+from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -104,17 +104,24 @@ def test_csv_maps_pids_per_domain_in_sorted_order(tmp_path):
         f"x/1.jpg,zoë,12,shop\n{tmp_path}/x/2.jpg,anna,0,shop\nx/3.jpg,zoë,1,lab\nx/4.jpg,-1,1,lab\n",
     )
     assert read_csv(path) == [
-        Record(str(tmp_path / "x/1.jpg"), 1, 12, "shop", "all"),
-        Record(str(tmp_path / "x/2.jpg"), 0, 0, "shop", "all"),
-        Record(str(tmp_path / "x/3.jpg"), 0, 1, "lab", "all"),
+        Record(str(tmp_path / "x/1.jpg"), 2, 12, "shop", "all"),
+        Record(str(tmp_path / "x/2.jpg"), 1, 0, "shop", "all"),
+        Record(str(tmp_path / "x/3.jpg"), 1, 1, "lab", "all"),
     ]
+
+
+def test_only_the_pid_0_of_a_csv_is_nobody(tmp_path):
+    """Whoever sorts first is a person like the others, and not what stands in a gallery as nobody."""
+    touch(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    path = manifest(tmp_path, HEADER + "1.jpg,anna,1,a,query\n2.jpg,anna,2,a,gallery\n3.jpg,0000,2,a,gallery\n")
+    assert [(record.pid, is_distractor(record)) for record in read_csv(path)] == [(1, False), (1, False), (0, True)]
 
 
 def test_csv_from_a_spreadsheet(tmp_path):
     """A byte order mark, CRLF, columns in another order, blank lines and spaces around the cells."""
     touch(tmp_path, "1.jpg")
     path = manifest(tmp_path, "split,pid,path,domain,camid\r\n\r\nquery, 7 ,1.jpg,a,3\r\n", "utf-8-sig")
-    assert read_csv(path) == [Record(str(tmp_path / "1.jpg"), 0, 3, "a", "query")]
+    assert read_csv(path) == [Record(str(tmp_path / "1.jpg"), 1, 3, "a", "query")]
 
 
 HEADER = "path,pid,camid,domain,split\n"

@@ -106,7 +106,7 @@ def test_every_set_has_its_published_counts(name):
             for split, (ids, images) in SOURCES[name].items()
             for number in range(images)
         ),
-        *[(0, 3, "gallery")] * (775 if name == "grid" else 0),
+        *[(0, 3, "gallery")] * {"grid": 775, "market1501": 2_798}.get(name, 0),
     )
     check_counts(SETS[name], whole)
     with pytest.raises(ValueError, match=rf"^{name}: found .* are published: the copy is incomplete"):

@@ -159,6 +159,13 @@ def test_wrong_msmt17_lists(tmp_path, text, sentence):
         read_set("msmt17", tmp_path)
 
 
+def test_msmt17_list_in_another_encoding(tmp_path):
+    root = msmt17(tmp_path / "MSMT17_V1", "train", "test")
+    (root / "list_train.txt").write_bytes(b"0000/0000_000_01_0303\xff_0008_0.jpg 0\n")
+    with pytest.raises(ValueError, match=r"is listed but does not exist \(1 such\)"):
+        read_set("msmt17", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "files", "gone"),
     [("market1501", MARKET, gone) for gone in ("query", "bounding_box_train", "bounding_box_test")]

@@ -180,6 +180,13 @@ def test_steps_before_the_ranking_and_the_false_accept_rate(folder, straight):
         config.eval[name] = value
         result = evaluate.evaluate(config, workdir)
         assert result[name] == value != plain[name]
+        new = [note for note in result["benchmark"]["notes"] if note not in plain["benchmark"]["notes"]]
+        assert (
+            new and "re-ranking" in new[-1]
+            if config.eval.rerank
+            else new == ["ours: after query expansion by 3 images"]
+        )
+        assert f"- {new[-1]}\n" in (workdir / "evaluation.md").read_text()
         assert result["targets"]["west"]["verification"] == verified
         seen.append(result["targets"]["west"]["mAP"])
     assert len(set(seen)) == 3

@@ -57,7 +57,7 @@ def evaluate_target(
 
     def features(split: QueryGallery) -> tuple[NDArray, NDArray]:
         query, gallery = (np.searchsorted(needed, row) for row in (split.query_row, split.gallery_row))
-        return feature_ND[query], feature_ND[gallery]
+        return _chosen(feature_ND, query), _chosen(feature_ND, gallery)
 
     verified = verification(*features(pairs), *pairs.labels, far)
     metrics = [ranking_metrics(*features(split), split, **ranking) for split in splits]
@@ -67,3 +67,8 @@ def evaluate_target(
         for query in measured.unmatched
     ]
     return TargetResult(target, split_source, tuple(splits), tuple(metrics), verified, tuple(dict.fromkeys(unmatched)))
+
+
+def _chosen(feature_ND: NDArray, row: NDArray[np.int64]) -> NDArray:
+    """feature_ND[row], and no copy of what may be a gallery of a million where its rows follow each other."""
+    return feature_ND[row[0] : row[-1] + 1] if (np.diff(row) == 1).all() else feature_ND[row]

@@ -80,12 +80,12 @@ def target_splits(
 
 
 def split_source(target: str, file: str | Path | None = None) -> str:
-    """Where `target_splits` takes the splits from, for the note below a table."""
+    """Where `target_splits` takes the splits from, for the note below a table; "" where they are the domain's own."""
     if file is not None:
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
         kind = "official partitions" if Path(file).suffix == ".mat" else "file of splits"
         return f"{kind} {Path(file).name} (sha256 {digest})"
-    return "shipped with metabin_jax" if target in SINGLE_SHOT else "the set's own query and gallery"
+    return "shipped with metabin_jax" if target in SINGLE_SHOT else ""
 
 
 class _Images:

@@ -15,8 +15,11 @@ OURS, REPORTED = "ours", "paper (reported)"
 INTERVAL_NOTE = "ours: mean ± deviation over the splits [95 % interval from resampled persons and splits], in %"
 
 
-def as_dict(protocol: Protocol, summaries: Sequence[Summary]) -> dict[str, Any]:
-    """What JSON can hold (None for nan): ours in fractions, what others reported in %, as they did."""
+def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str] = ()) -> dict[str, Any]:
+    """What JSON can hold (None for nan): ours in fractions, what others reported in %, as they did.
+
+    ours: how our numbers came about, for the notes.
+    """
     # The mean over all of the protocol's targets says nothing about that over some of them.
     complete = {summary.name for summary in summaries} >= set(protocol.targets)
     return {
@@ -41,7 +44,7 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary]) -> dict[str, Any]:
             }
             for published in protocol.published
         ],
-        "notes": _notes(protocol, summaries),
+        "notes": [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours), *_notes(protocol, summaries)],
     }
 
 
@@ -61,9 +64,8 @@ def markdown(benchmark: Mapping[str, Any]) -> str:
 
 
 def _notes(protocol: Protocol, summaries: Sequence[Summary]) -> list[str]:
-    """What a reader must know: intervals, origin of the splits, queries left out, whose numbers the others are."""
-    lines = [INTERVAL_NOTE]
-    lines += [f"splits of {summary.name}: {summary.split_source}" for summary in summaries if summary.split_source]
+    """What a reader must know: origin of the splits, queries left out, whose numbers the others are."""
+    lines = [f"splits of {summary.name}: {summary.split_source}" for summary in summaries if summary.split_source]
     lines += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
     lines += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]
     return [*lines, *protocol.withdrawn]

@@ -28,8 +28,8 @@ SPLIT_FILES = ("splits*.json", "features_and_partitions.mat")
 def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incomplete: bool = False) -> None:
     """Prepares one set of `sets.SETS`, "all" that are in manual_dir, or a "folder" of domains in Market-1501 naming.
 
-    What is prepared already is left as it is. Files with a set's evaluation splits are copied to data_dir/splits.
-    Prints a line per set; a bar on stderr where that is a terminal.
+    What is prepared already is left as it is. Files with the splits of a target that has several are copied to
+    data_dir/splits. Prints a line per set; a bar on stderr where that is a terminal.
 
     Args:
       manual_dir: holds the sets as they were unpacked, or is one; for "folder", holds one folder per domain.
@@ -47,8 +47,16 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
         return
     if name not in ("all", *sets.SETS):
         raise ValueError(f"there is no data set {name!r}: choose from all, folder, {', '.join(sets.SETS)}")
+    errors = []
     for known in _found(manual_dir) if name == "all" else [name]:
-        _prepare(known, manual_dir, data_dir, allow_incomplete)
+        try:
+            _prepare(known, manual_dir, data_dir, allow_incomplete)
+        except ValueError as error:  # the next one of "all" may be in order
+            errors.append(error)
+    for another in errors[1:]:
+        print(f"not prepared either: {another}")
+    if errors:
+        raise errors[0]
 
 
 def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
@@ -109,11 +117,12 @@ def _prepare(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool
         raise ValueError(f"{folder} exists but holds no prepared set: remove it")
     import tensorflow_datasets as tfds  # slow, so late
 
+    from metabin_jax.benchmark.splits import SINGLE_SHOT
     from metabin_jax.data.reid.reid_dataset_builder import Builder
 
     for killed in folder.parent.glob(f"incomplete.*_{VERSION}"):  # what a killed preparation left
         shutil.rmtree(killed)
-    if name in sets.SETS:
+    if name in SINGLE_SHOT:
         _copy_split_file(name, sets.find(manual_dir, name)[1], data_dir / "splits")
     with _quiet():
         config = name if name in sets.SETS else tfds.core.BuilderConfig(name=name)
@@ -168,13 +177,13 @@ def _found(manual_dir: Path) -> list[str]:
 
 
 def _copy_split_file(name: str, root: Path, into: Path) -> None:
-    """Copies a set's own evaluation splits, from its root or, where it is the only set there, the folder above."""
+    """Copies a target's own evaluation splits, from its root or, where it is the only set there, the folder above."""
     folders = [root, root.parent] if sets.names_at(root.parent) == [name] else [root]
     files = [path for folder in folders for pattern in SPLIT_FILES for path in sorted(folder.glob(pattern))]
     for file in files[:1]:
         into.mkdir(parents=True, exist_ok=True)
         copy = into / f"{name}{file.suffix}"
-        temporary = copy.with_name(copy.name + ".tmp")
+        temporary = copy.with_name(f".{copy.name}.tmp")
         shutil.copyfile(file, temporary)
         os.replace(temporary, copy)
         print(f"{name}: the evaluation splits are those of {file}")

@@ -11,6 +11,7 @@ SPLITS = ("train", "query", "gallery", "all")
 SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
+NOBODY_PID = "0"  # and, in a gallery, for people who are no query's
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
 MARKET_PATH = re.compile(rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}")  # below the domain
 REQUIRED_COLUMNS = ("path", "pid", "camid", "domain")
@@ -69,8 +70,9 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
 def read_csv(path: str | Path) -> list[Record]:
     """Reads a UTF-8 CSV manifest with the header path,pid,camid,domain[,split] (columns in any order).
 
-    A relative path is relative to the CSV's folder. pid may be any text: a domain's texts, sorted, become 0,
-    1, 2, ...; -1 is junk and left out, as in Market-1501. Without the column split all are of split "all".
+    A relative path is relative to the CSV's folder. pid may be any text: a domain's texts, sorted, become
+    1, 2, ...; as in Market-1501, -1 is junk and left out, and 0 stays 0 (see `is_distractor`). Without the column split
+    all are of split "all".
     Records come in the order of the rows.
 
     Raises:
@@ -90,8 +92,8 @@ def read_csv(path: str | Path) -> list[Record]:
         raise ValueError(f"{path} lists no image: add rows below the header.")
     pids: dict[str, dict[str, int]] = {}
     for domain, pid in sorted({(row["domain"], row["pid"]) for row in rows}):
-        known = pids.setdefault(domain, {})
-        known[pid] = len(known)
+        known = pids.setdefault(domain, {NOBODY_PID: 0})
+        known.setdefault(pid, len(known))
     return [
         Record(row["path"], pids[row["domain"]][row["pid"]], int(row["camid"]), row["domain"], row["split"])
         for row in rows
@@ -173,6 +175,7 @@ def _check_row(row: dict, path: Path, line: int) -> dict[str, str]:
     for column in REQUIRED_COLUMNS:
         if not row[column]:
             raise fail(column, "the cell is empty")
+    row["pid"] = row["pid"] if row["pid"].strip("0") else NOBODY_PID  # "0000" is that too
     if not row["camid"].isdecimal():
         raise fail("camid", f"{row['camid']!r} is not a whole number")
     if row["split"] not in SPLITS:

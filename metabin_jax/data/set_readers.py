@@ -48,7 +48,7 @@ def read_msmt17(root: Path, domain: str) -> list[Record]:
     train, test = ("train", "test") if (root / "train").is_dir() else ("mask_train_v2", "mask_test_v2")
     records, wrong, missing = [], [], []
     for name, split in MSMT17_LISTS.items():
-        for line in sorted((root / name).read_text(encoding="utf-8").splitlines()):
+        for line in sorted((root / name).read_text(encoding="utf-8", errors="replace").splitlines()):
             match = MSMT17_LINE.fullmatch(line.strip())
             if match is None:
                 wrong.append(root / name / line)

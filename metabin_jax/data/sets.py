@@ -81,7 +81,7 @@ SETS = {
             ("market1501", "market1501v150915"),
             (MARKET_FOLDERS,),
             set_readers.read_market,
-            {"ids": 1_501, "images": 29_419}
+            {"ids": 1_501, "images": 29_419, "distractors": 2_798}
             | {"train ids": 751, "train images": 12_936, "query ids": 750, "query images": 3_368}
             | {"gallery ids": 750, "gallery images": 13_115},
         ),
@@ -183,7 +183,9 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
         raise ValueError(f"{path} does not hold, itself or below, what was looked for: {sought}.")
     if len(found) > 1:
         candidates = ", ".join(f"{data_set.name} in {root}" for data_set, root in found)
-        raise ValueError(f"{path} may hold {candidates}: point to one folder, named as its set.")
+        raise ValueError(
+            f"{path} may hold {candidates}: point to one folder, named as its set, or above one that is your own."
+        )
     return found[0]
 
 
