@@ -103,7 +103,7 @@ def search(arguments: list[str]) -> int:
     if threshold and encoder:
         threshold.check(encoder.made_by)
     # Files first: what is wrong with them shows before anything is embedded.
-    sources = sorted((options.gallery, options.query), key=_is_images)
+    sources = sorted({options.gallery, options.query}, key=lambda source: (_is_images(source), source))
     found = {source: _features(source, encoder) for source in sources}
     (gallery, gallery_status), (query, query_status) = found[options.gallery], found[options.query]
     if threshold:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 SUFFIXES = (".npz", ".parquet")
 LABELS = ("path", "pid", "camid", "domain")
 MADE_BY = "made_by"
+KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # of NumPy's types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def write(path: Path, features: Features) -> None:
         width = features.feature.shape[1]
         arrays = {name: pa.array(values.tolist()) for name, values in columns.items()}
         arrays["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(features.feature.ravel()), width)
-        pq.write_table(pa.table(arrays).replace_schema_metadata({MADE_BY: made_by}), file)
+        pq.write_table(pa.table(arrays).replace_schema_metadata({MADE_BY: made_by}), file, write_page_checksum=True)
 
 
 def read(path: str | Path) -> Features:
@@ -110,10 +111,13 @@ def read(path: str | Path) -> Features:
         made_by = json.loads(str(columns.pop(MADE_BY)))
         features = Features(**columns, made_by=made_by)
         describe(made_by)  # has all it needs
-        lengths = {len(values) for values in columns.values()}
-        if len(lengths) != 1 or features.feature.ndim != 2 or not np.isfinite(features.feature).all():
-            raise ValueError("its columns differ in length, or features are not finite")
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if {len(values) for values in columns.values()} != {len(features) or 1}:
+            raise ValueError("its columns differ in length, or are empty")
+        if {name: values.dtype.kind for name, values in columns.items()} != KINDS or features.feature.ndim != 2:
+            raise ValueError("its columns hold something else")
+        if not np.allclose(np.linalg.norm(features.feature, axis=1), 1, atol=1e-3):
+            raise ValueError("its features are not of length one")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a feature file of metabin embed ({error}).") from error
     return features
 
@@ -126,7 +130,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_parquet(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).combine_chunks()
+    table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
     made_by = (table.schema.metadata or {})[MADE_BY.encode()].decode()
     columns = {name: np.array(table[name].to_pylist()) for name in LABELS}
     width = table.schema.field("feature").type.list_size
