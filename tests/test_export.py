@@ -251,8 +251,8 @@ def test_an_embedding_that_is_no_number_is_a_difference(capsys, tmp_path, workdi
     ("changed", "message"),
     [
         ({"to": "coreml"}, "--to must be one of stablehlo, onnx, tflite, tflite-int8; got 'coreml'"),
-        ({"to": ""}, "--to is missing"),
-        ({"workdir": "{dir}/no"}, "config.json does not exist: --workdir must be one of metabin train"),
+        ({"to": ""}, "argument --to: must not be empty"),
+        ({"workdir": "{dir}/no"}, "config.json does not exist: name a workdir of metabin train"),
         ({"workdir": "{dir}/untrained"}, "holds no checkpoint: train there first"),
         ({"output": "{dir}/no/net"}, "the folder {dir}/no of --output does not exist: make it first"),
         ({"output": "{dir}/untrained"}, "untrained is a folder: --output must name a file"),
