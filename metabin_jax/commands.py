@@ -88,7 +88,7 @@ def search(arguments: list[str]) -> int:
     parser.add_argument("--output")
     options = parser.parse_args(arguments)
     from metabin_jax import search
-    from metabin_jax.features import check_writable
+    from metabin_jax.files import check_writable
     from metabin_jax.runlog import write_text
 
     output = check_writable(options.output) if options.output else None
@@ -130,7 +130,7 @@ def calibrate(arguments: list[str]) -> int:
     parser.add_argument("--output", default="threshold.json")
     options = parser.parse_args(arguments)
     from metabin_jax.calibrate import calibrate
-    from metabin_jax.features import check_writable
+    from metabin_jax.files import check_writable
     from metabin_jax.runlog import write_json
 
     output = check_writable(options.output)

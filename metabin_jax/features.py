@@ -1,17 +1,16 @@
 """Feature files: what `metabin embed` writes, as .npz or .parquet, and `metabin search` reads."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
-import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metabin_jax import files
 
 SUFFIXES = (".npz", ".parquet")
 LABELS = ("path", "pid", "camid", "domain")
@@ -65,17 +64,7 @@ def check_output(path: str | Path) -> Path:
         raise ValueError(f"{path}: the name of a feature file ends in {' or '.join(SUFFIXES)}.")
     if path.suffix == ".parquet":
         _need_pyarrow(path)
-    return check_writable(path)
-
-
-def check_writable(path: str | Path) -> Path:
-    """The path of a file to be written. Raises OSError where none can be."""
-    path = Path(path).expanduser()
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.absolute().parent}.")
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: it is a folder, or lies in one that is read-only.")
-    return path
+    return files.check_writable(path)
 
 
 def write(path: Path, features: Features) -> None:
@@ -86,7 +75,7 @@ def write(path: Path, features: Features) -> None:
     """
     made_by = json.dumps(features.made_by)
     columns = {name: getattr(features, name) for name in LABELS}
-    with _whole_file(path) as file:
+    with files.whole(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".npz":
             np.savez(file, **columns, feature=features.feature, made_by=np.array(made_by))
             return
@@ -141,15 +130,3 @@ def _read_parquet(path: Path) -> dict[str, Any]:
 def _need_pyarrow(path: Path) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'metabin_jax[parquet]', or write .npz.")
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when all is written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

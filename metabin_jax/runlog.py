@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
+
+from metabin_jax.files import whole
 
 # What may change between a run and its resumption.
 RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
@@ -25,9 +26,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
