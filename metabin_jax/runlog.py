@@ -19,6 +19,14 @@ from metabin_jax.files import whole
 RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
 
 
+def read_json(path: Path) -> Any:
+    """Raises ValueError for what is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): take it from a copy of the run, or train anew") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of what is not text yet. Strict JSON: NaN, which most readers refuse, is an error here."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -36,7 +44,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
     path = workdir / "config.json"
     if path.exists():
-        _check_same(json.loads(path.read_text(encoding="utf-8")), settings(config), workdir)
+        _check_same(read_json(path), settings(config), workdir)
 
 
 def describe_run(config: ConfigDict, workdir: Path) -> None:
@@ -44,7 +52,7 @@ def describe_run(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", settings(config))
     path = workdir / "environment.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts = read_json(path) if path.exists() else []
     write_json(path, [*starts, environment()])
 
 
@@ -53,7 +61,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     path = Path(workdir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train")
-    return ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    return ConfigDict(_lists_to_tuples(read_json(path)))
 
 
 def _lists_to_tuples(value: Any) -> Any:
