@@ -92,15 +92,21 @@ def build(config: ConfigDict) -> Run:
 
 
 def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, models.Report]:
-    """A fresh state, or its shapes, with the weights of config.init. Raises as `models.load_torch`."""
+    """A fresh state, or its shapes, with the weights of config.init. Raises as `models.load_torch`.
+
+    Under config.init_in_affine = "bn" the affine of an instance branch that the file lacks is that of its batch branch.
+    """
     variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
     loaded, report = models.load_torch(config.init, variables)
     if config.init_in_affine == "bn":
-        params = flatten_dict(loaded["params"])
-        for path in params:
-            if path[-1] in ("in_scale", "in_bias") and "/".join(("params", *path)) in report.kept:
-                params[path] = np.array(params[*path[:-1], path[-1].replace("in_", "bn_")])
-        loaded["params"] = unflatten_dict(params)
+        params = flatten_dict(loaded["params"], sep="/")
+        copied = [name for name in report.kept if name.endswith(("/in_scale", "/in_bias"))]
+        for name in copied:
+            path = name.removeprefix("params/")
+            params[path] = np.array(params[path.replace("/in_", "/bn_")])
+        loaded["params"] = unflatten_dict(params, sep="/")
+        kept = tuple(name for name in report.kept if name not in copied)
+        report = dataclasses.replace(report, loaded=(*report.loaded, *copied), kept=kept)
     return state.replace(**loaded), report
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from metabin_jax import commands
 from metabin_jax.data.sets import SETS
-from metabin_jax.options import load_config, override_all, parse, parse_required, parser, trained_config
+from metabin_jax.options import Parser, load_config, not_empty, override_all, parse, trained_config
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -162,18 +162,15 @@ def report(arguments: list[str]) -> None:
 
 
 def prepare(arguments: list[str]) -> None:
-    names = parser()
-    names.add_argument("names", nargs="*")
-    names.add_argument("--data_dir", default=DATA_DIR)
-    names.add_argument("--allow_incomplete", action="store_true")
-    options, left = parse_required(names, arguments, "--manual_dir")
-    if left:
-        raise ValueError(f"{left[0]!r} is not an option: metabin prepare --help lists them")
-    if len(options.names) != 1:
-        raise ValueError("give one NAME: a data set, all, or folder")
+    parser = Parser()
+    parser.add_argument("name")
+    parser.add_argument("--manual_dir", required=True, type=not_empty)
+    parser.add_argument("--data_dir", default=DATA_DIR, type=not_empty)
+    parser.add_argument("--allow_incomplete", action="store_true")
+    options = parser.parse_args(arguments)
     from metabin_jax.data.prepared import prepare
 
-    prepare(options.names[0], options.manual_dir, options.data_dir, options.allow_incomplete)
+    prepare(options.name, options.manual_dir, options.data_dir, options.allow_incomplete)
 
 
 def doctor(arguments: list[str]) -> None:

@@ -8,7 +8,9 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from metabin_jax.options import Parser, not_empty
 
 if TYPE_CHECKING:
     from metabin_jax.embed import Encoder
@@ -58,18 +60,10 @@ the share of each above the threshold, with 95 % intervals by resampling identit
 people and cameras that the run was not trained on. Fewer negative pairs than 1 / far are refused."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows the options")
-
-
 def embed(arguments: list[str]) -> int:
-    parser = _Parser()
+    parser = Parser()
     parser.add_argument("path")
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", required=True, type=not_empty)
     parser.add_argument("--output", default="features.npz")
     options = parser.parse_args(arguments)
     from metabin_jax import features
@@ -85,7 +79,7 @@ def embed(arguments: list[str]) -> int:
 
 
 def search(arguments: list[str]) -> int:
-    parser = _Parser()
+    parser = Parser()
     parser.add_argument("--query", required=True)
     parser.add_argument("--gallery", required=True)
     parser.add_argument("--checkpoint")
@@ -94,7 +88,7 @@ def search(arguments: list[str]) -> int:
     parser.add_argument("--output")
     options = parser.parse_args(arguments)
     from metabin_jax import search
-    from metabin_jax.features import check_writable
+    from metabin_jax.files import check_writable
     from metabin_jax.runlog import write_text
 
     output = check_writable(options.output) if options.output else None
@@ -103,7 +97,7 @@ def search(arguments: list[str]) -> int:
     if threshold and encoder:
         threshold.check(encoder.made_by)
     # Files first: what is wrong with them shows before anything is embedded.
-    sources = sorted((options.gallery, options.query), key=_is_images)
+    sources = sorted({options.gallery, options.query}, key=lambda source: (_is_images(source), source))
     found = {source: _features(source, encoder) for source in sources}
     (gallery, gallery_status), (query, query_status) = found[options.gallery], found[options.query]
     if threshold:
@@ -129,14 +123,14 @@ def search(arguments: list[str]) -> int:
 
 
 def calibrate(arguments: list[str]) -> int:
-    parser = _Parser()
+    parser = Parser()
     parser.add_argument("images")
     parser.add_argument("--checkpoint")
     parser.add_argument("--far", type=_rate, default=1e-3)
     parser.add_argument("--output", default="threshold.json")
     options = parser.parse_args(arguments)
     from metabin_jax.calibrate import calibrate
-    from metabin_jax.features import check_writable
+    from metabin_jax.files import check_writable
     from metabin_jax.runlog import write_json
 
     output = check_writable(options.output)

@@ -1,21 +1,21 @@
 """Feature files: what `metabin embed` writes, as .npz or .parquet, and `metabin search` reads."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
-import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metabin_jax import files
+
 SUFFIXES = (".npz", ".parquet")
 LABELS = ("path", "pid", "camid", "domain")
 MADE_BY = "made_by"
+KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # of NumPy's types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +64,7 @@ def check_output(path: str | Path) -> Path:
         raise ValueError(f"{path}: the name of a feature file ends in {' or '.join(SUFFIXES)}.")
     if path.suffix == ".parquet":
         _need_pyarrow(path)
-    return check_writable(path)
-
-
-def check_writable(path: str | Path) -> Path:
-    """The path of a file to be written. Raises OSError where none can be."""
-    path = Path(path).expanduser()
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.absolute().parent}.")
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: it is a folder, or lies in one that is read-only.")
-    return path
+    return files.check_writable(path)
 
 
 def write(path: Path, features: Features) -> None:
@@ -85,7 +75,7 @@ def write(path: Path, features: Features) -> None:
     """
     made_by = json.dumps(features.made_by)
     columns = {name: getattr(features, name) for name in LABELS}
-    with _whole_file(path) as file:
+    with files.whole(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".npz":
             np.savez(file, **columns, feature=features.feature, made_by=np.array(made_by))
             return
@@ -95,7 +85,7 @@ def write(path: Path, features: Features) -> None:
         width = features.feature.shape[1]
         arrays = {name: pa.array(values.tolist()) for name, values in columns.items()}
         arrays["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(features.feature.ravel()), width)
-        pq.write_table(pa.table(arrays).replace_schema_metadata({MADE_BY: made_by}), file)
+        pq.write_table(pa.table(arrays).replace_schema_metadata({MADE_BY: made_by}), file, write_page_checksum=True)
 
 
 def read(path: str | Path) -> Features:
@@ -110,10 +100,13 @@ def read(path: str | Path) -> Features:
         made_by = json.loads(str(columns.pop(MADE_BY)))
         features = Features(**columns, made_by=made_by)
         describe(made_by)  # has all it needs
-        lengths = {len(values) for values in columns.values()}
-        if len(lengths) != 1 or features.feature.ndim != 2 or not np.isfinite(features.feature).all():
-            raise ValueError("its columns differ in length, or features are not finite")
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if {len(values) for values in columns.values()} != {len(features) or 1}:
+            raise ValueError("its columns differ in length, or are empty")
+        if {name: values.dtype.kind for name, values in columns.items()} != KINDS or features.feature.ndim != 2:
+            raise ValueError("its columns hold something else")
+        if not np.allclose(np.linalg.norm(features.feature, axis=1), 1, atol=1e-3):
+            raise ValueError("its features are not of length one")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a feature file of metabin embed ({error}).") from error
     return features
 
@@ -126,7 +119,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_parquet(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).combine_chunks()
+    table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
     made_by = (table.schema.metadata or {})[MADE_BY.encode()].decode()
     columns = {name: np.array(table[name].to_pylist()) for name in LABELS}
     width = table.schema.field("feature").type.list_size
@@ -137,15 +130,3 @@ def _read_parquet(path: Path) -> dict[str, Any]:
 def _need_pyarrow(path: Path) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'metabin_jax[parquet]', or write .npz.")
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when all is written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

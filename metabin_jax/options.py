@@ -5,6 +5,7 @@ import re
 import runpy
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
@@ -12,12 +13,32 @@ from ml_collections import ConfigDict
 EVALUATION_FIELDS = ("data.", "eval.", "selection")
 
 
+class Parser(argparse.ArgumentParser):
+    """One that raises ValueError instead of ending the process."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows the options")
+
+
+def not_empty(text: str) -> str:
+    """A type of options: an empty path would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[str, str]]:
     """Splits the arguments into the required options and the fields of the config, each as texts.
 
     Raises ValueError for what is neither, and for an option that is missing.
     """
-    options, left = parse_required(parser(), arguments, *required)
+    parser = Parser()
+    for option in required:
+        parser.add_argument(option, required=True, type=not_empty)
+    options, left = parser.parse_known_args(arguments)
     fields = {}
     for argument in left:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
@@ -26,27 +47,6 @@ def parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[st
             raise ValueError(f"{argument!r} is not an option: they are {names}")
         fields[match[1]] = match[2]
     return vars(options), fields
-
-
-def parser() -> argparse.ArgumentParser:
-    """One that raises instead of ending the process."""
-    return argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-
-
-def parse_required(
-    parser: argparse.ArgumentParser, arguments: list[str], *required: str
-) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a parser, of which some are required, and what is left. Raises ValueError."""
-    for option in required:
-        parser.add_argument(option, default="")
-    try:
-        options, left = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}") from None
-    for option in required:
-        if not getattr(options, option.removeprefix("--")):
-            raise ValueError(f"{option} is missing: metabin COMMAND --help shows how it is given")
-    return options, left
 
 
 def load_config(file_and_preset: str) -> ConfigDict:

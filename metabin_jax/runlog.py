@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,8 +13,18 @@ import jax
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from metabin_jax.files import whole
+
 # What may change between a run and its resumption.
 RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError for what is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): take it from a copy of the run, or train anew") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -25,9 +34,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -36,7 +44,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
     path = workdir / "config.json"
     if path.exists():
-        _check_same(json.loads(path.read_text(encoding="utf-8")), settings(config), workdir)
+        _check_same(read_json(path), settings(config), workdir)
 
 
 def describe_run(config: ConfigDict, workdir: Path) -> None:
@@ -44,7 +52,7 @@ def describe_run(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", settings(config))
     path = workdir / "environment.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts = read_json(path) if path.exists() else []
     write_json(path, [*starts, environment()])
 
 
@@ -53,7 +61,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     path = Path(workdir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train")
-    return ConfigDict(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    return ConfigDict(_lists_to_tuples(read_json(path)))
 
 
 def _lists_to_tuples(value: Any) -> Any:

@@ -95,8 +95,8 @@ def test_a_process_refuses_with_status_2():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir={dir}/run"], "--config is missing"),
-        ([DEMO], "--workdir is missing"),
+        (["--workdir={dir}/run"], "the following arguments are required: --config; --help shows"),
+        ([DEMO], "the following arguments are required: --workdir"),
         ([DEMO, "--workdir"], "--workdir: expected one argument"),
         ([DEMO, "--workdir={dir}/run", "--foo=1"], "'--foo=1' is not an option: they are --config=..., --workdir=..."),
         ([DEMO, "--workdir={dir}/run", "--config.epochs", "3"], "'--config.epochs' is not an option"),
@@ -230,7 +230,8 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--workdir is missing"),
+        ([], "the following arguments are required: --workdir"),
+        (["--workdir="], "argument --workdir: must not be empty"),
         (["--workdir={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
         (["--workdir={dir}/run"], "holds no checkpoint: train there first"),
         (["--workdir={dir}/run", DEMO], "is not an option: they are --workdir=..., --config.FIELD=..."),

@@ -15,6 +15,7 @@ from metabin_jax import cli, embed, features
 from metabin_jax.checkpoint import Checkpoints
 from metabin_jax.data import cache
 from metabin_jax.data.listing import Listed, list_images
+from metabin_jax.embed import embed_images
 from metabin_jax.evaluation import embed as embed_array
 
 pytestmark = pytest.mark.usefixtures("quick_net")
@@ -172,6 +173,15 @@ def test_decoding_runs_ahead_in_threads_but_not_far(monkeypatch):
     assert sum(1 for _ in batches) == 99
     assert sorted(decoded, key=int) == [str(number) for number in range(1000)]
     assert threading.main_thread() not in threads
+
+
+def test_a_folder_searched_in_itself_is_embedded_once(capsys, straight, pictures, monkeypatch):
+    embedded = []
+    monkeypatch.setattr(embed, "embed_images", lambda *given: embedded.append(1) or embed_images(*given))
+    options = (f"--query={pictures}", f"--gallery={pictures}", f"--checkpoint={straight[0]}", "-k", 1)
+    status, out, err = run(capsys, "search", *options)
+    assert (status, err, embedded) == (0, "queries that are in the gallery and left out of their own lists: 35\n", [1])
+    assert len(out.splitlines()) == 2 * 35
 
 
 def test_the_decoding_is_that_of_the_cache():

@@ -99,12 +99,24 @@ def wrong_files(folder):
     np.savez(folder / "flat.npz", **columns | {"feature": good.feature[:, 0]}, made_by=made_by)
     np.savez(folder / "nobody.npz", **columns, made_by="{}")
     np.savez(folder / "pickle.npz", **columns | {"pid": good.pid.astype(object)}, made_by=made_by)
+    np.savez(folder / "long.npz", **columns | {"feature": 3 * good.feature}, made_by=made_by)
+    np.savez(folder / "words.npz", **columns | {"camid": good.camid.astype(str)}, made_by=made_by)
+    np.savez(folder / "none.npz", **{name: values[:0] for name, values in columns.items()}, made_by=made_by)
     (folder / "text.parquet").write_text("no table")
     if importlib.util.find_spec("pyarrow"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         pq.write_table(pa.table({"path": ["a"]}), folder / "other.parquet")
+        features.write(folder / "list.parquet", good)
+        whole = (folder / "list.parquet").read_bytes()
+        table = pq.read_table(folder / "list.parquet")
+        as_lists = pa.array(good.feature.tolist())
+        pq.write_table(table.set_column(4, "feature", as_lists), folder / "list.parquet")
+        pq.write_table(table.set_column(2, "camid", pa.nulls(len(good), pa.int64())), folder / "nulls.parquet")
+        flipped = bytearray(whole)
+        flipped[whole.index(good.feature[2].tobytes())] ^= 1
+        (folder / "bit.parquet").write_bytes(flipped)
     return sorted(folder.iterdir())
 
 

@@ -99,7 +99,7 @@ def test_a_run_starts_from_the_file_and_resumes_without_it(config, weights, firs
 
 
 def test_the_affine_of_the_instance_branch_can_start_from_that_of_the_batch_branch(
-    config, weights, first_states, tmp_path
+    config, weights, first_states, tmp_path, capsys
 ):
     _, arrays = weights
     for choice in ("identity", "bn"):
@@ -111,6 +111,9 @@ def test_the_affine_of_the_instance_branch_can_start_from_that_of_the_batch_bran
     assert np.array_equal(copied["in_bias"], arrays["conv9.bn.bias"])
     assert np.array_equal(copied["bn_scale"], fresh["bn_scale"])
     assert first_states[1].params["classifier"].keys() == {"kernel"}
+    said = capsys.readouterr().err
+    affines = 2 * sum(name.endswith("running_mean") for name in arrays)
+    assert f": {len(arrays)} arrays loaded" in said and f": {len(arrays) + affines} arrays loaded" in said
 
 
 def test_a_file_that_does_not_fit_is_refused_before_images_are_read(config, weights, tmp_path, monkeypatch):

@@ -99,6 +99,12 @@ def test_a_domain_without_a_valid_query():
     assert "<img" not in text
 
 
+def test_a_domain_without_a_pair_that_counts():
+    """One person on one camera."""
+    text = page.render(run_data([examined([RECORDS[0], RECORDS[3]], ANGLES[[0, 3]])]))
+    assert "Scores of pairs: n/a" in text and "Cumulative match characteristic: n/a" in text
+
+
 def report(capsys, *arguments):
     status = cli.main(["report", *map(str, arguments)])
     return status, *capsys.readouterr()
@@ -134,8 +140,8 @@ def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, mon
         ([straight[0], "--outptu=x"], "'--outptu=x' is not an option"),
         ([straight[0], "--config.method=bn"], "config.method was fixed by the training"),
         ([straight[0], "--config.data.eval_domains=moon"], "Domain 'moon' is not in"),
-        ([straight[0], f"--output={tmp_path}"], "is a folder: --output must name a file"),
-        ([straight[0], f"--output={tmp_path}/no/page.html"], "no does not exist: make it, or choose another"),
+        ([straight[0], f"--output={tmp_path}"], "cannot be written: it is a folder"),
+        ([straight[0], f"--output={tmp_path}/no/page.html"], "cannot be written: there is no folder"),
     ):
         status, out, err = report(capsys, *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
@@ -153,7 +159,7 @@ def test_a_failure_leaves_the_page_before(straight, tmp_path, monkeypatch):
     def full_disk(source, target):
         raise OSError("no space left")
 
-    monkeypatch.setattr("metabin_jax.runlog.os.replace", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     monkeypatch.setattr(page, "collect", lambda config, workdir: run_data())
     with pytest.raises(OSError, match="no space left"):
         page.write_report(tiny_config(tmp_path), straight[0], output)

@@ -205,3 +205,10 @@ def test_half_a_last_row_is_left_out(tmp_path):
     assert data.read_rows(path) == []
     path.write_text(json.dumps({"step": 1, "base/triplet": 0.5}) + '\n{"step": 2, "base/tri')
     assert data.read_rows(path) == [{"step": 1, "base/triplet": 0.5}]
+
+
+def test_a_damaged_row_is_one_sentence(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "base/triplet": }\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(.*\): remove the line"):
+        data.read_rows(path)

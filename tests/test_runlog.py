@@ -9,7 +9,7 @@ import pytest
 
 from metabin_jax import runlog
 from metabin_jax.config import metabin
-from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run, write_json
+from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run, read_config, write_json
 
 
 def rows(workdir):
@@ -39,6 +39,13 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     write_json(path, {"new": 3})
     assert json.loads(path.read_text()) == {"new": 3}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_damaged_config_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"config\.json is damaged \(.*\): take it from a copy") as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_the_config_is_saved_and_every_start_of_the_run(tmp_path):

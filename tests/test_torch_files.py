@@ -97,8 +97,9 @@ def test_nothing_in_a_file_is_run(tmp_path, form):
         path.write_bytes(pickle.dumps({"a": Bomb(marker)}, protocol=2))
     else:
         write_torch(path, {"a": Bomb(marker)}, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"x\.pth is damaged or holds more than tensors"):
+    with pytest.raises(ValueError, match=r"x\.pth is damaged or holds more than tensors: .* could run code") as error:
         torch_files.read(path)
+    assert "weights_only" not in str(error.value)  # PyTorch's own words, which say how to run it
     assert not marker.exists()
     pickle.loads(pickle.dumps(Bomb(marker)))  # the control: the bomb is one
     assert marker.exists()
@@ -110,6 +111,18 @@ def compressed(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, value in content.items():
             archive.writestr(name, value + b"\0" * 10_000)
+
+
+def one_bit(path):
+    """In the values of a tensor, which any other value would do for."""
+    whole = bytearray(write_torch(path).read_bytes())
+    whole[whole.index(ARRAYS["a.weight"].tobytes()) + 5] ^= 1
+    path.write_bytes(whole)
+
+
+def unknown_type(path):
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
 
 
 def half(path):
@@ -131,6 +144,8 @@ def half_of_an_old_one(path):
         ("x.safetensors", lambda path: path.write_bytes(b"hello world"), "x.safetensors is no safetensors file or is"),
         ("x.pth", half, "x.pth is damaged"),
         ("x.pth", half_of_an_old_one, "x.pth is damaged"),
+        ("x.pth", one_bit, "the checksum of"),
+        ("x.safetensors", unknown_type, "x.safetensors is no safetensors file or is"),
         ("x.pth", compressed, "content is compressed"),
         ("x.pth", lambda path: write_torch(path, [1, 2]), "x.pth holds no state dict"),
         ("x.pth", lambda path: write_torch(path, {}), "x.pth holds no state dict"),

@@ -227,8 +227,8 @@ def test_what_does_not_match_is_listed_on_both_sides():
         models.load_torch(state, fresh("tiny"))
     assert str(error.value) == (
         "the state dict (MobileNetV2 of torchreid) does not fit the model: 2 of the model's names are missing in the "
-        "file (params/backbone/stage3_block0/expand/kernel, params/backbone/stem_norm/bn_scale); 2 of the file's names "
-        "are unknown to the model (conv4.1.conv1.conv.weight, extra); 1 shapes differ "
+        "file (params/backbone/stage3_block0/expand/kernel [1, 1, 8, 16], params/backbone/stem_norm/bn_scale [8]); 2 "
+        "of the file's names are unknown to the model (conv4.1.conv1.conv.weight [1], extra [1]); 1 shapes differ "
         "(params/backbone/head_norm/bn_bias is [32], conv9.bn.bias [5]): choose another file or another model"
     )
     may_differ = ("classifier", "backbone/stem_norm", "backbone/stage3_block0/expand", "conv4.1", "extra")
@@ -250,9 +250,12 @@ def released(**changes):
         (lambda: projects.ResNet().state_dict(), "metabin", "holds a ResNet-50, but the model is none"),
         (lambda: without(released(), "backbone.layer1.bn.gate"), "metabin", "missing in the file (rho/backbone/stem_"),
         (lambda: without(released(), "heads.classifier_norm.weight"), "metabin", "missing in the file (params/bnneck"),
-        (lambda: released(**{"heads.classifier_norm.bias": torch.ones(32)}), "metabin", "(heads.classifier_norm.bias)"),
+        (lambda: released(**{"heads.classifier_norm.bias": torch.ones(32)}), "metabin", "norm.bias [32])"),
         (released, "bn", "gate"),
         (lambda: tiny() | {"conv1.bn.bias": torch.full((8,), torch.nan)}, "metabin", "in conv1.bn.bias that are not"),
+        (lambda: tiny() | {"conv1.bn.running_var": -torch.ones(8)}, "metabin", "var that are negative"),
+        (lambda: tiny() | {"conv1.bn.bias": torch.ones(8).to(torch.int8)}, "metabin", "bias that are int8 and"),
+        (lambda: tiny() | {"conv1.bn.bias": torch.ones(8) + 1j}, "metabin", "conv1.bn.bias that are complex64 and no"),
         (lambda: {"epoch": 3, "conv1.conv.weight": torch.ones(1)}, "metabin", "holds 'epoch', a int where"),
     ],
 )  # fmt: skip

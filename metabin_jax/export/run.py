@@ -17,6 +17,7 @@ from metabin_jax.evaluate import read_targets
 from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
 from metabin_jax.export.formats import FORMATS, Embed
+from metabin_jax.files import check_writable, whole
 
 DRAWN = ("underpass",)  # what a net is tried on when its config names no domain to evaluate on
 BATCH = 64
@@ -50,17 +51,11 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
     if to not in FORMATS:
         raise ValueError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
     FORMATS[to].check_installed(to)
-    output = Path(output).expanduser()
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"the folder {output.parent} of --output does not exist: make it first")
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: --output must name a file")
+    output = check_writable(output)
     use_compilation_cache()
     config = checked(config)
     config.model.dtype = "float32"
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        temporary.touch()  # fails now, and not after the work, where nothing may be written
+    with whole(output) as temporary:
         with Checkpoints(Path(workdir).expanduser(), config.selection == "source_val", create=False) as checkpoints:
             step = checkpoints.selected_step()
             variables = checkpoints.restore_variables(step)
@@ -77,9 +72,6 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
                 f"the {to} file differs from JAX by {difference:.1e} in an embedding, more than "
                 f"{FORMATS[to].tolerance:.0e}: {output} was not written"
             )
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
     return step, trials
 
 

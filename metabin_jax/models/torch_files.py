@@ -1,5 +1,6 @@
 """Reading state dicts: names and host arrays out of PyTorch and safetensors files. No code in a file is ever run."""
 
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ def _safetensors(path: Path) -> Arrays:
         raise ValueError(f"{path}: install metabin_jax[safetensors] to read safetensors files") from None
     try:
         return load_file(path)
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last for a type that NumPy does not have
         raise ValueError(f"{path} is no safetensors file or is damaged: {_first_line(error)}") from error
 
 
@@ -83,10 +84,18 @@ def _torch(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(member.file_size != member.compress_size for member in archive.infolist()):
-                    raise ValueError("its content is compressed, which PyTorch never does")
+                    raise ValueError("its content is compressed, which that of a state dict never is")
+                damaged = archive.testzip()  # PyTorch does not look at the checksums
+                if damaged:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats, addressed to whoever wrote the file
             return convert(torch.load(path, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:  # its own words explain how to run the code
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors: it was refused, as reading it could run code in it (save "
+            "the state dict alone, where you trust the file)"
+        ) from error
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ValueError(
             f"{path} is damaged or holds more than tensors (save the state dict alone, where you trust the file): "

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.special import ndtri
@@ -86,7 +87,7 @@ def load_torch(
       The variables with the file's values as NumPy arrays, and the report.
 
     Raises:
-      ValueError: the file cannot be read, is of no known project, or does not match, with the names of both sides.
+      ValueError: the file cannot be read, is of no known project, or does not match, with both sides' names.
       FileNotFoundError: there is no such file.
     """
     if isinstance(path_or_state_dict, Mapping):
@@ -114,23 +115,22 @@ def load_torch(
     for target, leaf in ours.items():
         name, value = _find(target, values)
         if value is not None and value.shape == leaf.shape:
+            if wrong := _wrong(target, value):
+                raise ValueError(f"{source} holds values in {theirs.get(name, name)} that are {wrong}")
             result[target], used[target] = np.array(value, leaf.dtype), name
         elif any(_below(known_as, may_differ) for known_as in (target.partition("/")[2], name, theirs.get(name, ""))):
             continue
         elif value is not None:
             differing[name] = f"{target} is {list(leaf.shape)}, {theirs.get(name, name)} {list(value.shape)}"
         elif not _may_stay(target, layout, values):
-            missing.append(target)
+            missing.append(f"{target} {list(leaf.shape)}")
     left = {name: theirs[name] for name in theirs if name not in {*used.values(), *differing}}
     unknown = [
-        name
+        f"{name} {list(arrays[name].shape)}"
         for translated, name in left.items()
         if not (_below(name, may_differ) or _below(translated, may_differ) or _needless(translated, values, ours))
     ]
     _refuse(f"{source} ({layout.net} of {layout.name})", missing, unknown, list(differing.values()))
-    for target, name in used.items():
-        if not np.isfinite(result[target]).all():
-            raise ValueError(f"{source} holds values in {theirs.get(name, name)} that are not finite")
     return unflatten_dict(result, sep="/"), Report(
         layout=f"{layout.net} of {layout.name}",
         loaded=tuple(target for target in used if used[target] not in identity),
@@ -138,6 +138,15 @@ def load_torch(
         kept=tuple(target for target in ours if target not in used),
         ignored=tuple(left.values()),
     )
+
+
+def _wrong(target: str, value: np.ndarray) -> str:
+    """Why a leaf of ours cannot have these values; "" if it can."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):  # quantised weights need their scales
+        return f"{value.dtype} and no floating-point numbers"
+    if not (np.abs(value) <= np.finfo(np.float32).max).all():
+        return "not finite"
+    return "negative variances" if target.endswith("/var") and (value < 0).any() else ""
 
 
 def _check_net(layout: Layout, ours: Iterable[str], source: str) -> None:
@@ -222,7 +231,7 @@ def _below(name: str, names: Sequence[str]) -> bool:
 def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differing: Sequence[str]) -> None:
     """Raises ValueError if there is anything in the lists."""
     parts = [
-        f"{len(names)} {what} ({_few(names)})"
+        f"{len(names)} {what} ({_few(names, 10)})"
         for what, names in (
             ("of the model's names are missing in the file", missing),
             ("of the file's names are unknown to the model", unknown),
@@ -234,5 +243,5 @@ def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differi
         raise ValueError(f"{source} does not fit the model: {'; '.join(parts)}: choose another file or another model")
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _few(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -20,7 +20,7 @@ from metabin_jax.compilation import use_compilation_cache
 from metabin_jax.evaluate import domain_splits, read_targets
 from metabin_jax.evaluation import embed
 from metabin_jax.report.domain import Domain, examine
-from metabin_jax.runlog import settings
+from metabin_jax.runlog import read_json, settings
 
 RHO_BINS = 10  # strictly between 0 and 1
 
@@ -79,10 +79,11 @@ def collect(config: ConfigDict, workdir: Path) -> RunData:
 
         own = [records[row] for row in own_rows.tolist()]
         domains.append(examine(own, features, *domain_splits(config, name, own), config.eval))
+    environment = workdir / "environment.json"
     return RunData(
         name=workdir.absolute().name,
         config=settings(config),
-        starts=_read_json(workdir / "environment.json", []),
+        starts=read_json(environment) if environment.is_file() else [],
         rows=read_rows(workdir / "metrics.jsonl"),
         step=step,
         source_mAP=source_mAP,
@@ -93,14 +94,13 @@ def collect(config: ConfigDict, workdir: Path) -> RunData:
     )
 
 
-def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-
-
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.jsonl, none if it is not there; a killed run may have left half of its last."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove the line") from error
 
 
 def rho_layers(model: nn.Module, variables: dict, size: tuple[int, int]) -> list[Layer]:

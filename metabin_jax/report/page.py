@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metabin_jax.config import PRESETS, metabin
+from metabin_jax.files import check_writable
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RHO_BINS, RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
@@ -68,12 +69,8 @@ def write_report(config: ConfigDict, workdir: str | Path, output: str | Path) ->
     config: the run's, with the domains to evaluate on in config.data.eval_domains; the page is about the training
     alone where there are none. Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
     """
-    workdir, output = Path(workdir).expanduser(), Path(output).expanduser()
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: --output must name a file")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"the folder {output.parent} does not exist: make it, or choose another --output")
-    write_text(output, render(collect(config, workdir)))
+    output = check_writable(output)
+    write_text(output, render(collect(config, Path(workdir).expanduser())))
     return output
 
 
@@ -159,8 +156,10 @@ def cmc_chart(domain: Domain) -> Chart | None:
 
 
 def score_chart(domain: Domain) -> Chart | None:
-    """The occupied part of the histogram, each kind of pair in percent of its own number."""
+    """The occupied part of the histogram, each kind of pair in percent of its own number; None without a pair."""
     occupied = np.flatnonzero(domain.scores.matches + domain.scores.others)
+    if not len(occupied):
+        return None
     first, last = occupied[0], occupied[-1] + 1
     edges = domain.scores.edges[first : last + 1]
     threshold = domain.result.verification.threshold
