@@ -16,7 +16,7 @@ from metabin_jax import models
 from metabin_jax.data import dataset
 from metabin_jax.evaluation import retrieval_metrics
 from metabin_jax.evaluation.embedding import embed
-from metabin_jax.train import use_compilation_cache
+from metabin_jax.compilation import use_compilation_cache
 
 
 def main() -> None:
