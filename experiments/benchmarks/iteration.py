@@ -5,7 +5,8 @@
 The paper's net and batches (80 + 48 + 32 images), float32, two CPU threads. The twin is tests/torch_twin.py in its
 natural form: nn.BatchNorm2d and nn.InstanceNorm2d, default layout. Contestants take turns in processes of their own,
 so that a slow spell of the machine hits all; ratios are of medians. Memory is given twice: the peak resident size of
-the whole process, and what of it the iterations add to libraries, model, data and (from a warm cache) loaded program.
+the whole process, and what of it the iterations add to libraries, model, data and (from a warm cache) loaded program,
+by what is resident before the first. Linux.
 The first is what a process takes, the second is what grows with images and batch.
 """
 
@@ -79,13 +80,17 @@ def measure(contestant: str, height: int, width: int, iterations: int) -> dict:
         iterate = torch_iteration(height, width)
     else:
         iterate = our_iteration(height, width, first_order=contestant.endswith("first order"))
-    before = peak_mib()
+    before = resident_mib()
     seconds = []
     for _ in range(iterations + 1):
         start = time.perf_counter()
         iterate()
         seconds.append(time.perf_counter() - start)
     return {"seconds": seconds[1:], "process": peak_mib(), "iterations": peak_mib() - before}
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def peak_mib() -> float:
