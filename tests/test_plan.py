@@ -153,6 +153,11 @@ def test_what_is_live_at_the_peak():
     # What is needed later is live there, too; what comes out has its place elsewhere.
     later = TEXT.replace("fusion(%map, %seen)", "fusion(%map, %seen, %pixel)")
     assert sum(b.size for b in Program.parse(later).live_at_peak()) == 256 + 256 + 128 + 64
+    # A tuple with a parameter in it, of which one part is read at the end.
+    packed = "  %packed = (bf16[4,4,4,3], bf16[4,2,2,8], bf16[4,1,1,8]) tuple(%image.1, %map, %pixel)\n"
+    packed += "  %again = bf16[4,1,1,8] get-tuple-element(%packed), index=2\n  ROOT %grad"
+    later = TEXT.replace("fusion(%map, %seen)", "fusion(%map, %seen, %again)").replace("  ROOT %grad", packed)
+    assert sum(b.size for b in Program.parse(later).live_at_peak()) == 256 + 256 + 128 + 64
     end = "  ROOT %end = (f32[4,8]{1,0}, f32[4,8]{1,0}) tuple(%grad, %scale)\n}\n"
     returned = TEXT.replace("  ROOT %grad", "  %grad").removesuffix("}\n") + end
     assert sum(b.size for b in Program.parse(returned).live_at_peak()) == 256 + 256

@@ -187,26 +187,27 @@ class Program:
         Outputs do not count: they have places of their own, or those of donated arguments. XLA puts the rest into one
         allocation, the temporaries, whose size is that of the sum but for gaps and what is written in place.
         """
-        body = self.computations[self.entry]
-        holds: dict[str, list[int]] = {}  # value -> the buffers that it is made of, by number
+        body, flat = self.computations[self.entry], itertools.chain.from_iterable
+        holds: dict[str, list[list[int]]] = {}  # value -> of each of its parts, the buffers by number
         buffers: list[Buffer] = []
         first: list[int] = []
         last: list[int] = []
         for time, op in enumerate(body):
-            inputs = [holds[operand] for operand in op.operands] if op.opcode != "parameter" else []
-            if op.opcode == "get-tuple-element" and len(inputs[0]) > 1:
-                holds[op.name] = [inputs[0][int(op.attributes.partition("index=")[2].partition(",")[0])]]
+            inputs = [list(flat(holds[operand])) for operand in op.operands] if op.opcode != "parameter" else []
+            if op.opcode == "get-tuple-element":
+                parts, index = holds[op.operands[0]], int(op.attributes.partition("index=")[2].partition(",")[0])
+                holds[op.name] = [parts[index]] if index < len(parts) else inputs
             elif op.opcode in VIEWS | {"parameter", "constant"}:
-                holds[op.name] = [number for part in inputs for number in part]
+                holds[op.name] = inputs
             else:
                 new = [Buffer(size, text, op.op_name) for size, text in arrays(op.type)]
-                holds[op.name] = list(range(len(buffers), len(buffers) + len(new)))
+                holds[op.name] = [[number] for number in range(len(buffers), len(buffers) + len(new))]
                 buffers += new
                 first += [time] * len(new)
                 last += [time] * len(new)
-                for number in (number for part in inputs for number in part):
+                for number in flat(inputs):
                     last[number] = time
-        outputs = set(holds[body[-1].name])
+        outputs = set(flat(holds[body[-1].name]))
         counted = [number for number in range(len(buffers)) if number not in outputs]
         change = [0] * (len(body) + 1)
         for number in counted:
