@@ -152,7 +152,8 @@ class Program:
 
         Counted is all that a kernel moves which has an operation of a layer in it, or which reads a map that a layer
         took its moments from (it normalises). Of a convolution or a matrix product, which may normalise what it reads,
-        it is only the reading of such a map. Kernels with an operation of a backward pass do not count.
+        it is only the reading of such a map. Kernels with an operation of a backward pass do not count: for the exact
+        meta-gradient, where a kernel may have operations of both, this is a lower bound.
 
         layers: the modules' paths, such as "backbone/stem_norm", and the bytes of their maps.
         """
