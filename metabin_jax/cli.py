@@ -199,19 +199,20 @@ def doctor(arguments: list[str]) -> None:
 
 
 def plan(arguments: list[str]) -> None:
-    numbers = parser()
-    numbers.add_argument("--identities", type=int, default=18_530)
-    numbers.add_argument("--domains", type=int, default=5)
-    options, left = parse_required(numbers, arguments, "--config", "--target")
-    config = load_config(options.config)
-    override_all(config, parse(left)[1])
+    parser = Parser()
+    parser.add_argument("--identities", type=int, default=18_530)
+    parser.add_argument("--domains", type=int, default=5)
+    numbers, rest = parser.parse_known_args(arguments)
+    options, fields = parse(rest, "--config", "--target")
+    config = load_config(options["config"])
+    override_all(config, fields)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
     from metabin_jax.plan import find_target, plan
 
-    for line in plan(config, find_target(options.target), options.identities, options.domains):
+    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains):
         print(line, flush=True)
 
 

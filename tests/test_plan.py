@@ -246,7 +246,7 @@ def test_refusals(capsys, monkeypatch):
     assert "--target must be one of a100, a100_40gb, h100, h200, rtx4090; got 'h900'" in refused(
         capsys, CONFIG, "--target=h900"
     )
-    assert "--target is missing" in refused(capsys, CONFIG)
+    assert "arguments are required: --target" in refused(capsys, CONFIG)
     assert "--identities: invalid int value: 'many'" in refused(capsys, CONFIG, "--target=h100", "--identities=many")
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
