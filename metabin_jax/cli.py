@@ -1,4 +1,4 @@
-"""The command line: metabin train | evaluate | report | prepare | export | embed | search | calibrate | doctor."""
+"""The command line: metabin COMMAND, see USAGE."""
 
 import sys
 import traceback
@@ -22,6 +22,7 @@ commands:
   search     the most similar images of a gallery, with "same person" or "different" by a threshold
   calibrate  the threshold for a false accept rate, from labelled images
   doctor     say what a folder or CSV manifest of images holds, and what is wrong with it
+  plan       say what a training will need of a GPU, without one
 
 metabin COMMAND --help lists the options of a command."""
 
@@ -88,6 +89,21 @@ DOCTOR_HELP = """usage: metabin doctor PATH
 
 Prints which set it is and its counts against the published ones, what each split holds, the queries without a valid
 match and why, and broken and duplicate images."""
+
+PLAN_HELP = """usage: metabin plan --config=FILE[:PRESET] --target=CARD [--identities=N] [--domains=K]
+                    [--config.FIELD=VALUE ...]
+
+  --config=FILE[:PRESET]    as in `metabin train`; no data is needed
+  --target=CARD             h100, h200, a100, a100_40gb or rtx4090
+  --identities=18530        of all sources together, which sizes the classifier (default: the paper's five sources)
+  --domains=5               how many sources, where config.data.train_domains does not name them
+  --config.FIELD=VALUE      any field of the config
+
+Compiles the training step for the card, which need not be there, in bfloat16 and float32, with the first-order and the
+exact meta-gradient (a minute or more each), and prints a row for each: peak memory; whether it fits into the 75 % of
+the card that JAX takes; what all kernels move, and the norm layers in forward passes; how many kernels there are, and
+convolutions of cuDNN, whose workspaces come on top. Float64 in the step, or a transfer to the host, is an error. Needs
+jax[cuda12]."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,6 +198,24 @@ def doctor(arguments: list[str]) -> None:
         print(line)
 
 
+def plan(arguments: list[str]) -> None:
+    parser = Parser()
+    parser.add_argument("--identities", type=int, default=18_530)
+    parser.add_argument("--domains", type=int, default=5)
+    numbers, rest = parser.parse_known_args(arguments)
+    options, fields = parse(rest, "--config", "--target")
+    config = load_config(options["config"])
+    override_all(config, fields)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
+    from metabin_jax.plan import find_target, plan
+
+    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains):
+        print(line, flush=True)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "train": (train, TRAIN_HELP),
     "evaluate": (evaluate, EVALUATE_HELP),
@@ -192,6 +226,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "search": (commands.search, commands.SEARCH_HELP),
     "calibrate": (commands.calibrate, commands.CALIBRATE_HELP),
     "doctor": (doctor, DOCTOR_HELP),
+    "plan": (plan, PLAN_HELP),
 }
 
 

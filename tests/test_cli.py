@@ -88,7 +88,7 @@ def test_a_process_refuses_with_status_2():
     command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    commands = "train, evaluate, report, prepare, export, embed, search, calibrate, doctor"
+    commands = "train, evaluate, report, prepare, export, embed, search, calibrate, doctor, plan"
     assert result.stderr == f"metabin: there is no command 'trian'; choose from {commands}\n"
 
 

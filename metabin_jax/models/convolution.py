@@ -2,10 +2,9 @@
 
 Kernels are float32 [kh, kw, in / groups, out]; compute and output are in `dtype` (the input's own when None).
 
-Each takes its input as it is, or with what a norm layer and an activation are still to make of it (`Before`). On a CPU
-the backward pass then keeps only the input and makes the rest again, a few images at a time, which halves the memory of
-training. It is written out because XLA's CPU compiler takes `jax.checkpoint` back outside of loops. Other platforms
-fuse the three steps themselves.
+Each takes its input as it is, or with what a norm layer and an activation are still to make of it (`Before`). The
+backward pass then keeps only the input and makes the rest again, which halves the memory of training. On a CPU, a few
+images at a time; this is written out because XLA's CPU compiler takes `jax.checkpoint` back outside of loops.
 """
 
 import functools
@@ -115,12 +114,13 @@ def convolve(
     else:
         prepare = functools.partial(_normalise_and_cast, before.act, kernel.dtype)
         coefficients = tuple(jnp.broadcast_to(a, (x_NHWC.shape[0], a.shape[1])) for a in before[:2])
+    plain = functools.partial(_plain, prepare, elsewhere)
     return jax.lax.platform_dependent(
         kernel,
         x_NHWC,
         *coefficients,
         cpu=functools.partial(_frugal, prepare, cpu),
-        default=functools.partial(_plain, prepare, elsewhere),
+        default=plain if before is None else jax.checkpoint(plain),
     )
 
 

@@ -1,0 +1,216 @@
+"""Compiles the training step of a config for a GPU that need not be there, and says what it needs."""
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from metabin_jax import config as configuration
+from metabin_jax.build import Run, build_learner, build_samplers
+from metabin_jax.data.dataset import TrainingSet
+from metabin_jax.data.pipeline import RawBatch, StepBatches
+from metabin_jax.norm import _Norm
+from metabin_jax.plan.program import Buffer, Program
+from metabin_jax.train import make_step
+
+# Autotuning would time kernels on the card, which is not there.
+OPTIONS = {"xla_gpu_autotune_level": 0}
+USABLE = 0.75  # of a card's memory, which JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+HEADER = (
+    "variant", "peak GiB", "arguments", "temporaries", "fits", "moved GB", "norms, forward GB", "of their floor",
+    "kernels", "library convolutions",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A card: its name in metabin plan, XLA's description of it, its full name and memory in bytes."""
+
+    name: str
+    text: str
+    title: str
+    memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Of one compiled step, in bytes but for the numbers of kernels and of convolutions by cuDNN.
+
+    norms: what norm layers move in the forward passes (Program.norm_traffic); floor: two reads of every map and one
+    write. largest: what is live where the temporaries are at their peak.
+    """
+
+    arguments: int
+    temporaries: int
+    moved: int
+    norms: int
+    floor: int
+    kernels: int
+    convolutions: int
+    largest: list[Buffer]
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.temporaries
+
+
+def targets() -> dict[str, Target]:
+    """The cards that this package describes, by name."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.txtpb")):
+        text = path.read_text(encoding="utf-8")
+        title, memory = (re.search(rf"{key}: \"?([^\"\n]+)", text) for key in ("device_description_str", "memory_size"))
+        assert title and memory, path
+        found[path.stem] = Target(path.stem, text, title[1], int(memory[1]))
+    return found
+
+
+def find_target(name: str) -> Target:
+    """Raises ValueError for a card that is not described, and where JAX cannot compile for any."""
+    cards = targets()
+    if name not in cards:
+        raise ValueError(f"--target must be one of {', '.join(cards)}; got {name!r}")
+    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
+        raise ValueError("metabin plan needs JAX's compiler for CUDA: install metabin_jax[cuda]; no GPU is needed")
+    return cards[name]
+
+
+def variants(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
+    """The config in bfloat16 and float32, with the first-order and the exact meta-gradient where it has one."""
+    for dtype in ("bfloat16", "float32"):
+        for first_order in (True, False) if config.method == "metabin" else (True,):
+            variant = config.copy_and_resolve_references()
+            variant.model.dtype, variant.meta.first_order = dtype, first_order
+            order = "first order" if first_order else "exact"
+            yield f"{dtype}, {order}" if config.method == "metabin" else dtype, variant
+
+
+def sketch(config: ConfigDict, num_ids: int, num_domains: int = 5) -> Run:
+    """The run of a config without its data: as many identities, spread over as many domains, or those it names.
+
+    Raises ValueError for a config that cannot work.
+    """
+    if min(num_ids, num_domains) < 1:
+        raise ValueError(f"there must be identities and domains, got {num_ids} and {num_domains}")
+    config = config.copy_and_resolve_references()
+    config.data.source = "synthetic"  # nothing is read, so that nothing needs to be there
+    configuration.check(config)
+    if config.data.domain_by == "source" and config.data.train_domains:
+        num_domains = len(config.data.train_domains)
+    pid = np.repeat(np.arange(num_ids), config.batch.images_per_id)
+    names = config.data.train_domains or tuple(f"domain {number}" for number in range(num_domains))
+    data = TrainingSet([], names, pid, pid % num_domains, {})
+    base, meta = build_samplers(config, data)
+    learner = build_learner(config, num_ids, base.steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
+    return Run(config, data, base, meta, learner, base.steps_per_epoch)
+
+
+def batch_shapes(run: Run) -> StepBatches:
+    """The shapes of one step's batches: X_B and, with meta-learning, X_S and X_T."""
+    height, width = run.config.data.height, run.config.data.width
+
+    def shapes(rows: np.ndarray) -> Any:
+        label = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
+        return RawBatch(jax.ShapeDtypeStruct((*rows.shape, height, width, 3), jnp.uint8), label, label)  # type: ignore[arg-type]
+
+    return StepBatches(shapes(run.base.base(0)), *map(shapes, run.meta.meta(0) if run.meta else ()))
+
+
+def device_of(target: Target) -> NamedSharding:
+    """Where the arguments of a function lie that is to be compiled for `target`."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=target.text, topology="1x1x1"
+    )
+    return NamedSharding(topologies.make_mesh(topology, (1,), ("data",)), PartitionSpec())
+
+
+def compile_step(run: Run, target: Target) -> tuple[Any, dict[str, list[int]]]:
+    """The real training step of `run`, compiled for `target`; bytes of each norm layer's map, pass by pass."""
+    device = device_of(target)
+    step = make_step(run)
+    shapes = jax.eval_shape(run.init), batch_shapes(run), jax.eval_shape(lambda: step.keywords["key"])
+    state, raw, key = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    maps: dict[str, list[int]] = {}
+
+    def record(layer, args, kwargs, context):
+        module = context.module
+        if context.method_name == "coefficients" and not isinstance(module.parent, _Norm):
+            maps.setdefault("/".join(module.path), []).append(args[0].size * args[0].dtype.itemsize)
+        return layer(*args, **kwargs)
+
+    jitted: Any = step.func
+    with nn.intercept_methods(record):
+        lowered = jitted.lower(state, raw, key=key)
+    return lowered.compile(compiler_options=OPTIONS), maps
+
+
+def measure(run: Run, target: Target) -> Needs:
+    """Raises ValueError where the step computes in float64 or talks to the host."""
+    compiled, maps = compile_step(run, target)
+    program = Program.parse(compiled.as_text())
+    problems = program.problems()
+    if problems:
+        raise ValueError(f"the training step has {len(problems)} of what must not be there, first: {problems[0]}")
+    memory, kernels = compiled.memory_analysis(), program.kernels()
+    sizes = [size for passes in maps.values() for size in passes]
+    return Needs(
+        # A donated argument is an output too, and lies there once.
+        arguments=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        moved=sum(map(program.moved, kernels)),
+        norms=program.norm_traffic(maps),
+        floor=3 * sum(sizes),
+        kernels=len(kernels),
+        convolutions=len(program.library_convolutions()),
+        largest=program.live_at_peak()[:4],
+    )
+
+
+def plan(config: ConfigDict, target: Target, num_ids: int, num_domains: int) -> Iterator[str]:
+    """The report, line by line: a Markdown table with a row for each of the config's `variants`.
+
+    Raises ValueError for a config that cannot work, and as `measure`.
+    """
+    runs = [(name, sketch(variant, num_ids, num_domains)) for name, variant in variants(config)]
+    data, images = config.data, " + ".join(str(len(batch.pid)) for batch in batch_shapes(runs[0][1]) if batch)
+    yield (
+        f"{config.method}, {config.model.name}, {data.height} x {data.width}, {images} images a step, {num_ids:,} "
+        f"identities, on {target.title} with {_gib(target.memory)} GiB (JAX {jax.__version__})"
+    )
+    yield ""
+    yield f"| {' | '.join(HEADER)} |"
+    yield f"|{'---|' * len(HEADER)}"
+    largest = []
+    for name, run in runs:
+        needs = measure(run, target)
+        cells = (
+            name, _gib(needs.peak), _gib(needs.arguments), _gib(needs.temporaries),
+            "yes" if needs.peak <= USABLE * target.memory else "no", f"{needs.moved / 1e9:.1f}",
+            f"{needs.norms / 1e9:.2f}", f"{needs.norms / needs.floor:.2f}x", f"{needs.kernels:,}", needs.convolutions,
+        )  # fmt: skip
+        yield f"| {' | '.join(map(str, cells))} |"
+        buffers = "; ".join(f"{b.size / 2**20:.0f} MiB {b.type} {_place(b)}" for b in needs.largest)
+        largest.append(f"- {name}: {buffers}")
+    yield ""
+    yield "Largest at the peak:"
+    yield from largest
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _place(buffer: Buffer) -> str:
+    """The end of where it comes from, without the names of JAX's own."""
+    names = [name for name in buffer.op_name.split("/") if name not in ("cond", "branch_0_fun")]
+    return "/".join(names[-3:]) or "of the compiler's"
