@@ -113,4 +113,4 @@ def _try(exported: Embed, reference_ND: NDArray[np.float32], domain: Domain) -> 
 
 def _mean_ap(embedding_ND: NDArray[np.float32], split: QueryGallery) -> float:
     query_QD, gallery_GD = embedding_ND[split.query_row], embedding_ND[split.gallery_row]
-    return retrieval_metrics(query_QD, gallery_GD, *split[2:]).mAP
+    return retrieval_metrics(query_QD, gallery_GD, *split.labels).mAP
