@@ -23,6 +23,9 @@ jit = functools.partial(jax.jit, compiler_options=COMPILE_QUICKLY)
 every_layer = pytest.mark.parametrize("layer", [pytest.param(layer(), id=name) for name, layer in LAYERS.items()])
 batch_layers = pytest.mark.parametrize("layer", [pytest.param(layer(), id=name) for name, layer in WITH_BATCH.items()])
 
+MOMENTS = (norm.instance_moments, norm._moments_about_mean, norm._moments_about_row)  # the latter: CPU, others
+every_form = pytest.mark.parametrize("moments", MOMENTS)
+
 
 def draw_x(shape, dtype=np.float32, mean=3):
     return np.random.default_rng([2]).normal(mean, 2, shape).astype(dtype)
@@ -105,20 +108,33 @@ def test_dtype_is_that_of_the_output_only():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_moments_do_not_cancel_far_from_zero():
+@every_form
+def test_moments_do_not_cancel_far_from_zero(moments):
     x_NHWC = draw_x((3, 8, 4, CHANNELS), mean=4000)
     expected = x_NHWC.astype(np.float64).var((1, 2))
     naive = np.square(x_NHWC).mean((1, 2)) - np.square(x_NHWC.mean((1, 2)))
-    np.testing.assert_allclose(jit(norm.instance_moments)(x_NHWC)[1], expected, rtol=1e-5)
+    np.testing.assert_allclose(jit(moments)(x_NHWC)[1], expected, rtol=1e-5)
     assert np.abs(naive / expected - 1).max() > 1e-2
 
 
-def test_derivatives_of_the_variance():
+@every_form
+def test_moments_about_the_worst_row(moments):
+    """The middle row, which they are taken about, as the only one that is not like the others."""
+    x_NHWC = draw_x((3, 32, 16, CHANNELS))
+    x_NHWC[:, 16] = 1000
+    wide = x_NHWC.astype(np.float64)
+    mean_NC, var_NC = jit(moments)(x_NHWC)
+    np.testing.assert_allclose(mean_NC, wide.mean((1, 2)), rtol=3e-5)
+    np.testing.assert_allclose(var_NC, wide.var((1, 2)), rtol=3e-5)
+
+
+@every_form
+def test_derivatives_of_the_variance(moments):
     """The variance is quadratic in x: gradient 2 (x - mean) / n, Hessian 2 (I - 1 / n) / n."""
     x_P = draw_x((6,), np.float64)
 
     def variance(x_P):
-        return norm.instance_moments(x_P.reshape(1, 3, 2, 1))[1][0, 0]
+        return moments(x_P.reshape(1, 3, 2, 1))[1][0, 0]
 
     def cut_off(x_P):
         """The same value without the mean's part of the derivatives."""
