@@ -122,7 +122,7 @@ class MetaBIN:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        return state, _prefix("base", terms)
+        return state, prefixed("base", terms)
 
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses) -> tuple[Array, Metrics]:
         """Sum of `terms` and meta_base_losses on `batch` at `rho`, and each; new running statistics are dropped."""
@@ -146,7 +146,7 @@ class MetaBIN:
             "inner/rho_change": _mean(jax.tree.map(lambda a, b: jnp.abs(a - b), rho_inner, state.rho)),
             "inner/clipped": _mean(jax.tree.map(lambda r: (r < 0) | (r > 1), pushed)),
         }
-        return rho_inner, metrics | _prefix("meta_train", terms)
+        return rho_inner, metrics | prefixed("meta_train", terms)
 
     def meta_gradient(self, state: TrainState, xs: Batch, xt: Batch) -> tuple[Tree, Metrics]:
         """Eq. 10: gradient of L_tr(X_T; rho') in rho through the inner update, shaped like rho, and metrics."""
@@ -156,7 +156,7 @@ class MetaBIN:
         def meta_test_loss(rho):
             rho_inner, metrics = self.inner_update(state.replace(rho=rho), xs)
             loss, terms = self.meta_loss(state, rho_inner, xt, self.meta_test_losses)
-            return loss, metrics | _prefix("meta_test", terms)
+            return loss, metrics | prefixed("meta_test", terms)
 
         return jax.grad(meta_test_loss, has_aux=True)(state.rho)
 
@@ -183,7 +183,8 @@ def _total(terms: Metrics) -> Array:
     return jnp.asarray(sum(terms.values()))
 
 
-def _prefix(prefix: str, terms: Metrics) -> Metrics:
+def prefixed(prefix: str, terms: Metrics) -> Metrics:
+    """The terms under their part's name: {"triplet": ...} -> {"base/triplet": ...}."""
     return {f"{prefix}/{name}": value for name, value in terms.items()}
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState
+from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, clip_straight_through, prefixed
 
 
 class BaseOnly(MetaBIN):
@@ -38,8 +38,74 @@ class LearnedRho(BaseOnly):
             feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), xb.image)
             return sum(loss(feature_ND, logits_NM, xb.pid) for _, loss in self.base_losses)
 
-        grads = jax.grad(base_loss)(state.rho)
-        updates, rho_opt_state = self.rho_optimizer.update(grads, rho_opt_state, state.rho)
-        rho = jax.tree.map(lambda r, u: jnp.clip(r + u, 0, 1), state.rho, updates)
+        rho, rho_opt_state = self.rho_update(jax.grad(base_loss)(state.rho), rho_opt_state, state.rho)
         state, metrics = super().base_update(state, xb)
         return state.replace(rho=rho, opt_state=(state.opt_state, rho_opt_state)), metrics
+
+    def rho_update(self, grads: Tree, rho_opt_state: Tree, rho: Tree) -> tuple[Tree, Tree]:
+        """rho after a step of its optimiser, clipped to [0, 1], and the optimiser's new state."""
+        updates, rho_opt_state = self.rho_optimizer.update(grads, rho_opt_state, rho)
+        return jax.tree.map(lambda r, u: jnp.clip(r + u, 0, 1), rho, updates), rho_opt_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint(LearnedRho):
+    """MetaBIN without the separation of episodes (Table 3): all of w = (params, rho) is meta-learned, in one step.
+
+    w descends L_base(X_B; w) + L_mte(X_T; w') with w' = w - beta * grad L_mtr(X_S; w); `optimizer` moves params,
+    `rho_optimizer` rho. Of the paper's one line on it we take that the losses and batches are those of Algorithm 1.
+    """
+
+    def train_step(self, state: TrainState, xb: Batch, xs: Batch, xt: Batch) -> tuple[TrainState, Metrics]:
+        (grads, rho_grads), (batch_stats, metrics) = self.joint_gradient(state, xb, xs, xt)
+        opt_state, rho_opt_state = state.opt_state
+        updates, opt_state = self.optimizer.update(grads, opt_state, state.params)
+        rho, rho_opt_state = self.rho_update(rho_grads, rho_opt_state, state.rho)
+        state = state.replace(
+            step=state.step + 1, params=optax.apply_updates(state.params, updates), rho=rho,
+            batch_stats=batch_stats, opt_state=(opt_state, rho_opt_state),
+        )  # fmt: skip
+        return state, metrics
+
+    def joint_gradient(
+        self, state: TrainState, xb: Batch, xs: Batch, xt: Batch
+    ) -> tuple[tuple[Tree, Tree], tuple[Tree, Metrics]]:
+        """Gradients in (params, rho); the running statistics that X_B leads to, and metrics."""
+
+        def total(weights):
+            here = state.replace(params=weights[0], rho=weights[1])
+            feature_ND, logits_NM, batch_stats = self.forward(here, xb.image)
+            base = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+            inner, metrics = self.joint_inner_update(here, xs)
+            meta_test, terms = self.meta_loss(inner, inner.rho, xt, self.meta_test_losses)
+            metrics |= prefixed("base", base) | prefixed("meta_test", terms)
+            return sum(base.values()) + meta_test, (batch_stats, metrics)
+
+        return jax.grad(total, has_aux=True)((state.params, state.rho))
+
+    def joint_inner_update(self, state: TrainState, xs: Batch) -> tuple[TrainState, Metrics]:
+        """The state at w'; rho is clipped straight through, and the first order drops the Hessian, as in MetaBIN."""
+
+        def meta_train_loss(weights):
+            return self.meta_loss(state.replace(params=weights[0]), weights[1], xs, self.meta_train_losses)
+
+        weights = state.params, state.rho
+        at = jax.lax.stop_gradient(weights) if self.first_order else weights
+        grads, terms = jax.grad(meta_train_loss, has_aux=True)(at)
+        beta = self.beta(state.step) if callable(self.beta) else self.beta
+        params, rho = jax.tree.map(lambda w, g: w - beta * g, weights, grads)
+        metrics = {"inner/beta": jnp.asarray(beta, jnp.float32)} | prefixed("meta_train", terms)
+        return state.replace(params=params, rho=jax.tree.map(clip_straight_through, rho)), metrics
+
+
+class MLDG(Joint):
+    """Meta-learning domain generalisation (Li et al. 2018, [22]) of every parameter.
+
+    w descends F(X_S; w) + F(X_T; w - beta * grad F(X_S; w)), F being the base loss: give it as `meta_base_losses` too,
+    and no other meta losses. xb is ignored; running statistics see X_S and X_T, both at w.
+    """
+
+    def train_step(self, state: TrainState, xb: Batch, xs: Batch, xt: Batch) -> tuple[TrainState, Metrics]:
+        after, metrics = super().train_step(state, xs, xs, xt)
+        _, _, batch_stats = self.forward(state.replace(batch_stats=after.batch_stats), xt.image)
+        return after.replace(batch_stats=batch_stats), metrics

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from metabin_jax import config as configuration
 from metabin_jax import losses, models, schedules
 from metabin_jax.algorithm import MetaBIN, TrainState
-from metabin_jax.baselines import BaseOnly, LearnedRho
+from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
 from metabin_jax.data import dataset
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.records import Record
@@ -56,8 +56,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = checked(config)
     data = config.data
     both = sorted(set(data.train_domains) & set(data.eval_domains))
-    if both:
-        raise ValueError(f"domain {both[0]!r} is in both data.train_domains and data.eval_domains: choose one")
+    for domain in both:
+        marks = {record.split for record in read(config, (domain,))}
+        if data.train_splits != ("train",) or not {"query", "gallery"} <= marks:
+            raise ValueError(
+                f"domain {domain!r} is in both data.train_domains and data.eval_domains: choose one, or train on its "
+                "split train alone (--config.data.train_splits=train), where it has splits query and gallery too"
+            )
     if not data.train_domains:
         names = dict.fromkeys(record.domain for record in read(config))
         data.train_domains = tuple(name for name in names if name not in data.eval_domains)
@@ -122,7 +127,7 @@ def check_held_out(data: TrainingSet, policy: str) -> None:
 
 
 def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
-    """The base and, for MetaBIN, the meta sampler."""
+    """The base and, for a method that splits the domains, the meta sampler."""
     labels = (data.pid, data.domain)
     batch = config.batch
     by_domain = functools.partial(
@@ -133,14 +138,14 @@ def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler
         if batch.sampling == "domains"
         else EpochSampler(data.pid, batch.ids_per_batch, batch.images_per_id, config.seed)
     )
-    if config.method != "metabin":
+    if config.method not in configuration.META_METHODS:
         return base, None
     num_domains = len(data.domains)
     if num_domains < 2:
         raise ValueError(
-            f"there is one source domain ({data.domains[0]}), but metabin splits the domains into meta-train and "
-            "meta-test: give more sources, take its cameras as domains by --config.data.domain_by=camera, or choose "
-            "another --config.method"
+            f"there is one source domain ({data.domains[0]}), but {config.method} splits the domains into "
+            "meta-train and meta-test: give more sources, take its cameras as domains by "
+            "--config.data.domain_by=camera, or choose another --config.method"
         )
     if not batch.meta_train_domains < num_domains:
         raise ValueError(
@@ -152,21 +157,22 @@ def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler
 
 
 def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
-    """The net; `config.method` names its norm layer."""
+    """The net, with the norm layer of `config.method`."""
     settings = config.model
     return models.create(
         settings.name,
         num_ids,
-        norm=config.method,
+        norm=configuration.METHODS[config.method],
         dtype=jnp.dtype(settings.dtype),
         classifier_init=settings.classifier_init,
     )
 
 
 def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
-    """The method of `config.method`: MetaBIN, or what it is compared with in Table 4.
+    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4.
 
-    with_shuffle: whether Eq. 8 has the shuffle loss, which needs two meta-train domains.
+    with_shuffle: whether Eq. 8 may have the shuffle loss, which needs two meta-train domains. Raises ValueError where
+    no meta-train loss is left without it.
     """
     model = build_model(config, num_ids)
     loss, meta = config.loss, config.meta
@@ -183,29 +189,43 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
     def cross_entropy(feature_ND, logits_NM, pid_N):
         return losses.cross_entropy(logits_NM, pid_N, loss.smoothing)
 
+    def gamma(step):
+        return jnp.where(step >= meta.start, meta.gamma, 0.0)
+
+    base_terms = {"cross_entropy": cross_entropy, "triplet": base_triplet}
+    base_losses = tuple((name, base_terms[name]) for name in loss.base)
+    meta_terms = {"scatter": scatter, "shuffle": losses.shuffle, "triplet": triplet}
+    meta_train = [name for name in meta.train_losses if with_shuffle or name != "shuffle"]
+    if not meta_train and not meta.cross_entropy:
+        raise ValueError(
+            "config.meta.train_losses is the shuffle loss alone, which needs two meta-train domains: add another, or "
+            "give more sources"
+        )
     period = max(2, round(meta.beta_epochs * steps_per_epoch))
     alpha = alpha_schedule(config.optimizer, steps_per_epoch)
     settings = {
         "model": model,
         "optimizer": sgd(alpha, config.optimizer),
         "beta": schedules.triangular(meta.beta_low, meta.beta_high, period // 2, period - period // 2),
-        "gamma": lambda step: jnp.where(step >= meta.start, meta.gamma, 0.0),
+        "gamma": gamma,
         "first_order": meta.first_order,
-        "base_losses": (("cross_entropy", cross_entropy), ("triplet", base_triplet)),
-        "meta_train_losses": (
-            ("scatter", scatter),
-            *[("shuffle", losses.shuffle)] * with_shuffle,
-            ("triplet", triplet),
-        ),
-        "meta_test_losses": (("triplet", triplet),),
+        "base_losses": base_losses,
+        "meta_train_losses": tuple((name, meta_terms[name]) for name in meta_train),
+        "meta_test_losses": tuple((name, meta_terms[name]) for name in meta.test_losses),
         "meta_base_losses": (("cross_entropy", cross_entropy),) * meta.cross_entropy,
     }
-    if config.method == "metabin":
-        return MetaBIN(**settings)
-    if config.method == "bin":
-        # [34] learns rho ten times as fast as the rest, without weight decay.
-        rho_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
-        return LearnedRho(**settings, rho_optimizer=rho_optimizer)
+    # [34] learns rho ten times as fast as the rest, without weight decay.
+    bin_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
+    match config.method:
+        case "metabin" | "metabin_shared":
+            return MetaBIN(**settings)
+        case "metabin_joint":
+            return Joint(**settings, rho_optimizer=optax.sgd(gamma))
+        case "bn_mldg" | "bin_mldg":
+            settings |= {"meta_train_losses": (), "meta_test_losses": (), "meta_base_losses": base_losses}
+            return MLDG(**settings, rho_optimizer=bin_optimizer)
+        case "bin":
+            return LearnedRho(**settings, rho_optimizer=bin_optimizer)
     return BaseOnly(**settings)
 
 

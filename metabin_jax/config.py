@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from metabin_jax import norm
 from metabin_jax.benchmark import protocols
 from metabin_jax.data.records import SPLITS
 from metabin_jax.models import reid
@@ -22,6 +21,18 @@ METRICS = ("cosine", "euclidean")
 IN_AFFINES = ("identity", "bn")
 DOMAINS_BY = ("source", "camera")
 DTYPES = ("float32", "bfloat16")
+# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner).
+METHODS = {
+    **{layer: layer for layer in ("bn", "in", "half", "dualnorm", "bin", "metabin")},
+    "bn_mldg": "bn",
+    "bin_mldg": "bin",
+    "metabin_shared": "bin",
+    "metabin_joint": "metabin",
+}
+META_METHODS = ("metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg")  # they split the domains
+BASE_LOSSES = ("cross_entropy", "triplet")
+META_TRAIN_LOSSES = ("scatter", "shuffle", "triplet")
+META_TEST_LOSSES = ("triplet",)
 # The least value of every number that has one.
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
@@ -54,7 +65,9 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config = ConfigDict()
     config.preset = preset
     config.seed = 0
-    config.method = "metabin"  # the norm layer and how rho is learned: bn, in, half, dualnorm, bin (Table 4), metabin
+    # The norm layer and how rho is learned: bn, in, half, dualnorm, bin, metabin (Table 4). Of Table 3: bn_mldg and
+    # bin_mldg (MLDG [22] on bn and bin), metabin_shared (with bin's layer), metabin_joint (without episode separation).
+    config.method = "metabin"
     config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
     # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A
     # fresh 1 and 0 beside learned BN scales disturb the net as soon as rho leaves 1, and need a long training.
@@ -100,6 +113,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.optimizer.decay = 0.1
 
     config.loss = ConfigDict()
+    config.loss.base = BASE_LOSSES  # Eq. 4; Table 3 has rows with cross_entropy alone
     config.loss.smoothing = 0.1  # Sec. 4.1
     config.loss.margin = 0.3  # Sec. 4.1
     config.loss.scatter_normalize_first = official  # centroid of L2-normalised features (released code)
@@ -109,6 +123,8 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.meta.beta_high = 1e-2 if official else 1e-1
     config.meta.beta_epochs = 5  # one cycle; released code
     config.meta.gamma = 0.1  # Sec. 4.1
+    config.meta.train_losses = META_TRAIN_LOSSES  # Eq. 8; Table 2 has rows with fewer
+    config.meta.test_losses = META_TEST_LOSSES  # Eq. 10; () leaves the cross-entropy below alone, as in Table 2
     config.meta.start = 9 if official else 0  # the first step that meta-updates: 10 base updates come before
     config.meta.cross_entropy = False  # in both meta losses too, as the supplement has it for a single source
     config.meta.first_order = True  # Sec. 4.1; False for the exact meta-gradient
@@ -158,7 +174,7 @@ def _parse(text: str, kind: type) -> Any:
 def check(config: ConfigDict) -> None:
     """Raises ValueError with one sentence for the first value that cannot work. Reads no data."""
     _check_fields(config, metabin(), "config")
-    _one_of(config, "method", norm.LAYERS)
+    _one_of(config, "method", METHODS)
     _one_of(config, "data.source", SOURCES)
     _one_of(config, "init_in_affine", IN_AFFINES)
     _one_of(config, "data.domain_by", DOMAINS_BY)
@@ -192,9 +208,10 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
         )
-    unknown = [split for split in config.data.train_splits if split not in SPLITS]
-    if unknown or not config.data.train_splits:
-        raise ValueError(f"config.data.train_splits must name some of {SPLITS}; got {config.data.train_splits!r}")
+    _some_of(config, "data.train_splits", SPLITS)
+    _some_of(config, "loss.base", BASE_LOSSES)
+    _some_of(config, "meta.train_losses", META_TRAIN_LOSSES, or_none=config.meta.cross_entropy)
+    _some_of(config, "meta.test_losses", META_TEST_LOSSES, or_none=config.meta.cross_entropy)
     if config.data.protocol:
         _check_protocol(config)
     for field in ("data.train_domains", "data.eval_domains"):
@@ -264,6 +281,12 @@ def _get(config: ConfigDict, field: str) -> Any:
 def _one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
     if _get(config, field) not in allowed:
         raise ValueError(f"config.{field} must be one of {', '.join(allowed)}; got {_get(config, field)!r}")
+
+
+def _some_of(config: ConfigDict, field: str, allowed: tuple[str, ...], or_none: bool = False) -> None:
+    names = _get(config, field)
+    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not (names or or_none):
+        raise ValueError(f"config.{field} must name some of {allowed}, each once; got {names!r}")
 
 
 def _at_least(config: ConfigDict, field: str, low: float) -> None:

@@ -120,7 +120,7 @@ def describe(run: Run) -> str:
     if run.meta:
         count = run.meta.num_meta_train
         words += f", {count} meta-train and {len(domains) - count} meta-test"
-        if count == 1:
+        if count == 1 and "mldg" not in run.config.method and "shuffle" in run.config.meta.train_losses:
             words += ", without the shuffle loss, which needs two meta-train domains"
     return words
 

@@ -6,8 +6,9 @@ from tiny_run import DOMAINS, draw_folder, tiny_config
 
 from metabin_jax import build, train
 from metabin_jax.algorithm import MetaBIN
-from metabin_jax.baselines import BaseOnly, LearnedRho
+from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
+from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
 from metabin_jax.runlog import settings
 
 
@@ -107,24 +108,29 @@ def test_an_epoch_is_every_image_once(folder):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
+    ("method", "kind", "layer"),
     [
-        ("metabin", MetaBIN),
-        ("bin", LearnedRho),
-        ("bn", BaseOnly),
-        ("in", BaseOnly),
-        ("half", BaseOnly),
-        ("dualnorm", BaseOnly),
+        ("metabin", MetaBIN, BatchInstanceNorm),
+        ("bin", LearnedRho, SharedBatchInstanceNorm),
+        ("bn", BaseOnly, BatchNorm),
+        ("in", BaseOnly, InstanceNorm),
+        ("half", BaseOnly, HalfNorm),
+        ("dualnorm", BaseOnly, InstanceNorm),
+        ("bn_mldg", MLDG, BatchNorm),
+        ("bin_mldg", MLDG, SharedBatchInstanceNorm),
+        ("metabin_shared", MetaBIN, SharedBatchInstanceNorm),
+        ("metabin_joint", Joint, BatchInstanceNorm),
     ],
 )
-def test_the_method_decides_on_the_learner(folder, method, kind):
+def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, layer):
     config = tiny_config(folder)
     config.method = method
     run = built(config)
     assert type(run.learner) is kind
-    assert (run.meta is None) == (method != "metabin")
+    assert run.learner.model.backbone.norm.shallow is layer
+    assert (run.meta is not None) == (kind in (MetaBIN, MLDG, Joint))
     state = jax.eval_shape(run.init)
-    assert bool(state.rho) == (method in ("metabin", "bin"))
+    assert bool(state.rho) == (layer in (BatchInstanceNorm, SharedBatchInstanceNorm))
     assert state.params["classifier"]["kernel"].shape == (32, 12)
 
 
@@ -212,6 +218,56 @@ def test_two_domains_go_without_the_shuffle_loss(folder):
     assert train.describe(two).endswith(
         "1 meta-train and 1 meta-test, without the shuffle loss, which needs two meta-train domains"
     )
+
+
+def names(terms):
+    return [name for name, _ in terms]
+
+
+def test_the_config_names_the_losses(folder):
+    """Rows of Tables 2 and 3."""
+    config = tiny_config(folder)
+    learner = built(config).learner
+    assert names(learner.base_losses) == ["cross_entropy", "triplet"]
+    assert names(learner.meta_test_losses) == ["triplet"]
+    config.loss.base = ("cross_entropy",)
+    config.meta.train_losses, config.meta.test_losses, config.meta.cross_entropy = ("scatter",), (), True
+    learner = built(config).learner
+    assert names(learner.base_losses) == ["cross_entropy"]
+    assert names(learner.meta_train_losses) == ["scatter"] and learner.meta_test_losses == ()
+
+
+def test_mldg_has_the_base_losses_for_meta_losses(folder):
+    config = tiny_config(folder)
+    config.method = "bn_mldg"
+    config.loss.base = ("cross_entropy",)
+    learner = built(config).learner
+    assert names(learner.base_losses) == names(learner.meta_base_losses) == ["cross_entropy"]
+    assert learner.meta_train_losses == learner.meta_test_losses == ()
+
+
+def test_the_shuffle_loss_alone_needs_two_meta_train_domains(folder):
+    config = tiny_config(folder)
+    config.batch.meta_train_domains = 1
+    config.meta.train_losses = ("shuffle",)
+    with pytest.raises(ValueError, match="the shuffle loss alone, which needs two meta-train domains"):
+        built(config)
+
+
+def test_a_supervised_run_evaluates_on_the_domain_it_trains_on(tmp_path):
+    folder = draw_folder(tmp_path / "data", ("east",))
+    draw_folder(folder / "west", ("bounding_box_train", "query", "bounding_box_test"))
+    config = tiny_config(folder)
+    config.data.train_domains = ("west",)
+    config.data.domain_by = "camera"
+    config.batch.meta_train_domains = 1
+    with pytest.raises(ValueError, match="domain 'west' is in both"):
+        built(config)  # the splits that train may hold queries
+    config.data.train_splits = ("train",)
+    assert {record.split for record in built(config).data.records} == {"train"}
+    config.data.train_domains = config.data.eval_domains = ("east",)
+    with pytest.raises(ValueError, match="domain 'east' is in both"):
+        built(config)  # no queries of its own: all its images would be
 
 
 def test_a_single_source_trains_on_its_cameras(tmp_path):

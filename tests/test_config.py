@@ -98,7 +98,7 @@ def test_an_override_that_cannot_be(field, text, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"__method": "metabn"}, "config.method must be one of bn, in, half, dualnorm, bin, metabin; got 'metabn'"),
+        ({"__method": "metabn"}, "config.method must be one of bn, in, half, dualnorm, bin, metabin, bn_mldg, "),
         ({"data__source": "tfds"}, "config.data.source must be one of synthetic, folder, csv, prepared; got 'tfds'"),
         ({"batch__sampling": "x"}, "config.batch.sampling must be one of"),
         ({"__selection": "best"}, "config.selection must be one of last, source_val; got 'best'"),
@@ -131,6 +131,10 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"data__protocol": "paper"}, "config.data.train_domains is (), but ('cuhk02', 'cuhk03', 'market1501', "),
         ({"data__train_splits": ()}, "config.data.train_splits must name some of ('train', 'query', 'gallery', 'all')"),
         ({"data__train_splits": ("test",)}, "config.data.train_splits must name some of"),
+        ({"loss__base": ()}, "config.loss.base must name some of ('cross_entropy', 'triplet'), each once; got ()"),
+        ({"loss__base": ("triplet", "triplet")}, "config.loss.base must name some of"),
+        ({"meta__train_losses": ()}, "config.meta.train_losses must name some of ('scatter', 'shuffle', 'triplet')"),
+        ({"meta__test_losses": ("shuffle",)}, "config.meta.test_losses must name some of ('triplet',), each once"),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),
         ({"data__path": ""}, "config.data.path is empty: say where the folder data is, --config.data.path="),
         ({"data__eval_domains": (1,)}, "config.data.eval_domains must name domains, each once; got (1,)"),
@@ -162,4 +166,5 @@ def test_what_only_some_methods_need():
     check(config(__val_fraction=0.0))
     check(config(eval__metric="euclidean"))
     check(config(eval__rerank=True, eval__query_expansion=2))
+    check(config(meta__cross_entropy=True, meta__train_losses=(), meta__test_losses=()))
     check(config(optimizer__alpha=1))  # a whole number where any will do

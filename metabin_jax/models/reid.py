@@ -15,7 +15,9 @@ from metabin_jax.models.mobilenetv2 import MobileNetV2, Stage
 from metabin_jax.models.resnet import ResNet50
 
 MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, keeps one
-# Small nets of the paper's kind: `tiny` for tests, `small` to train from scratch on a CPU in a minute.
+# Small nets of the paper's kind: `stem` only shows that a training runs, `tiny` is for tests, `small` to train from
+# scratch on a CPU in a minute.
+STEM: dict[str, Any] = {"stages": (), "stem": 4, "head": 8}
 TINY: dict[str, Any] = {
     "stages": (Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)),
     "stem": 8,
@@ -65,21 +67,22 @@ def create(
     """A model by name.
 
     name: 'mobilenetv2_W' (paper variant at any width W, e.g. mobilenetv2_1.4), 'mobilenetv2_standard_W',
-    'resnet50', 'small' or 'tiny'. norm: one of norm.LAYERS. dtype: compute type (None: that of the image); params,
-    rho, moments, features and logits stay float32. kw goes to the backbone. Raises ValueError for an unknown name.
+    'resnet50', 'small', 'tiny' or 'stem'. norm: one of norm.LAYERS. dtype: compute type (None: that of the image);
+    params, rho, moments, features and logits stay float32. kw goes to the backbone. Raises ValueError for an unknown
+    name.
     """
     backbone: Callable[..., nn.Module]
     mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
     if mobilenet and float(mobilenet[2]) >= MIN_WIDTH:
         backbone = partial(MobileNetV2, width=float(mobilenet[2]), standard=bool(mobilenet[1]))
-    elif name in ("tiny", "small"):
-        backbone = partial(MobileNetV2, **(TINY if name == "tiny" else SMALL))
+    elif name in ("stem", "tiny", "small"):
+        backbone = partial(MobileNetV2, **{"stem": STEM, "tiny": TINY, "small": SMALL}[name])
     elif name == "resnet50":
         backbone = ResNet50
     else:
         raise ValueError(
             f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, resnet50, "
-            f"small or tiny; got {name!r}"
+            f"small, tiny or stem; got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
         raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")

@@ -1,0 +1,118 @@
+"""The data that a study can run on: drawn people, a folder of domains, or the paper's sets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import benchmark, demo, finetune, folder
+from metabin_jax.benchmark import protocols
+from metabin_jax.data import synthetic
+from metabin_jax.data.dataset import load_images, read
+from metabin_jax.data.records import Record
+from metabin_jax.runlog import write_text
+
+NAMES = ("synthetic", "folder", "finetune", "paper")
+SUPERVISED = {"meta.cross_entropy": True, "data.domain_by": "camera", "data.train_splits": ("train",)}
+SMOKE = {
+    "model.name": "stem", "data.height": 32, "data.width": 32, "data.pad": 2, "init": "",
+    "batch.ids_per_domain": 2, "batch.images_per_id": 2, "batch.ids_per_batch": 4,
+    "epochs": 1, "steps_per_epoch": 2, "log_every": 1, "optimizer.warmup_epochs": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a study runs on.
+
+    name: of NAMES. path: of the folder of domains or of the prepared sets. init: a file of weights to start from.
+    smoke: a training that only shows that everything runs. Raises ValueError where path or init is missing.
+    """
+
+    name: str
+    path: str = ""
+    init: str = ""
+    smoke: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in ("folder", "finetune") and not self.path:
+            raise ValueError(f"--data={self.name} needs --path, a folder with one sub-folder per domain")
+        if self.name == "finetune" and not self.init:
+            raise ValueError("--data=finetune needs --init, a file of weights to start from")
+
+    def targets(self, supervised: bool) -> tuple[str, ...]:
+        """What there is to evaluate on, each by a run of its own; the paper's four unseen sets share one, "paper"."""
+        if self.name == "synthetic":
+            return synthetic.DOMAIN_NAMES[-1:]
+        if self.name == "paper":
+            return ("market1501",) if supervised else ("paper",)
+        domains = sorted({record.domain for record in read("folder", self.path)})
+        return tuple(domains[:1] if self.smoke else domains)
+
+    def config(self, target: str, supervised: bool, workdir: Path) -> ConfigDict:
+        """Training without the target and evaluation on it; supervised: on other persons of the target itself.
+
+        Supervised targets that are not the paper's must have been halved by `halve` in this workdir.
+        """
+        config = self._unseen(target)
+        if supervised:
+            if self.name == "paper":
+                # The supplement's training on the cameras of Market-1501, tested on the same set.
+                config.update_from_flattened_dict(protocols.load("market_to_duke").overrides)
+            else:
+                config.data.source, config.data.path = "csv", str(_manifest(workdir, target))
+            config.data.protocol = ""
+            config.data.train_domains = config.data.eval_domains = (target,)
+            config.update_from_flattened_dict(SUPERVISED)
+        if self.smoke:
+            if config.data.source == "synthetic":
+                config.data.train_domains = synthetic.DOMAIN_NAMES[:3]  # drawing them takes longer than training
+            config.update_from_flattened_dict(SMOKE)
+        return config
+
+    def _unseen(self, target: str) -> ConfigDict:
+        modules = {"synthetic": demo, "folder": folder, "finetune": finetune}
+        config = benchmark.get_config() if self.name == "paper" else modules[self.name].get_config()
+        if self.name != "paper":
+            config.data.eval_domains = (target,)
+        if self.path:
+            config.data.path = self.path
+        config.init = self.init
+        return config
+
+    def halve(self, target: str, workdir: Path) -> None:
+        """Writes a manifest of the target in which every other person trains, for `config` of a supervised row.
+
+        Of the others, each camera's first image is a query, and the rest is the gallery. The paper's set has splits.
+        """
+        path = _manifest(workdir, target)
+        if self.name == "paper" or path.exists():
+            return
+        config = self._unseen(target)
+        records = read(config.data.source, config.data.path, (target,))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.name == "synthetic":
+            records = _drawn(records, path.with_suffix(""), (config.data.height, config.data.width))
+        trains = set(sorted({record.pid for record in records})[::2])
+        seen: set[tuple[int, int]] = set()
+        lines = ["path,pid,camid,domain,split"]
+        for record in records:
+            person = record.pid, record.camid
+            split = "train" if record.pid in trains else "gallery" if person in seen else "query"
+            seen.add(person)
+            lines.append(f'"{Path(record.path).resolve()}",{record.pid},{record.camid},"{target}",{split}')
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def _manifest(workdir: Path, target: str) -> Path:
+    return workdir / "halves" / f"{target}.csv"
+
+
+def _drawn(records: list[Record], folder: Path, size: tuple[int, int]) -> list[Record]:
+    """The synthetic records as files."""
+    folder.mkdir(exist_ok=True)
+    files = [record._replace(path=str(folder / f"{Path(record.path).name}.png")) for record in records]
+    for file, image in zip(files, load_images("synthetic", records, size, ""), strict=True):
+        Image.fromarray(image).save(file.path)
+    return files

@@ -1,0 +1,196 @@
+"""A study: rows x targets x seeds, each trained and evaluated once, and a table of them beside the paper's numbers.
+
+Results gather in WORKDIR/results.jsonl, one line per finished run; what stands there is not run again, so a stopped
+study goes on where it was. experiments/table2.py and others hold the rows; the command line is the same for all:
+
+    python -m experiments.table4                                     five drawn camera networks, and a sixth unseen
+    python -m experiments.table4 --data=folder --path=DIR            each domain of DIR left out in turn
+    python -m experiments.table4 --data=finetune --path=DIR --init=WEIGHTS
+    python -m experiments.table4 --data=paper --init=mobilenetv2_1.4.pth         the sets of `metabin prepare`
+"""
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import jax
+
+from experiments import settings
+from experiments.settings import Setting
+from experiments.tables import METRICS, Line, Row, comparison, table
+from metabin_jax.runlog import write_text
+from metabin_jax.train import train
+
+
+@dataclass(frozen=True)
+class Study:
+    """name: of its module. source: where the paper's numbers stand. compare: two rows for the paired test."""
+
+    name: str
+    rows: tuple[Row, ...]
+    compare: tuple[str, str]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study, in a folder of its own below `workdir`."""
+
+    row: Row
+    target: str
+    seed: int
+    setting: Setting
+    workdir: Path
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells the runs of a study apart."""
+        return self.row.name, self.target, self.seed
+
+
+def run_job(job: Job) -> Line:
+    """Trains and evaluates; R-1 and mAP are means over what was evaluated, which is one domain or the paper's four."""
+    if job.setting.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)  # half of the time to compile
+    name = re.sub(r"[^a-z0-9]+", "-", job.row.name.lower()).strip("-")
+    config = job.setting.config(job.target, job.row.supervised, job.workdir)
+    config.update_from_flattened_dict(dict(job.row.overrides))
+    config.seed = job.seed
+    scores = list(train(config, job.workdir / f"{job.target}-{name}-{job.seed}")["targets"].values())
+    means = {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
+    queries = sum(score["queries"] for score in scores)
+    return {"target": job.target, "row": job.row.name, "seed": job.seed, **means, "queries": queries}
+
+
+def run_study(
+    rows: Sequence[Row], setting: Setting, seeds: Sequence[int], workdir: Path, targets: Sequence[str] = (),
+    jobs: int = 1, work: Callable[[Job], Line] = run_job,
+) -> list[Line]:  # fmt: skip
+    """All runs, each once, seed by seed; returns the lines of results.jsonl, which grows as they finish.
+
+    targets: those to evaluate on; default: all of the setting. jobs: how many processes run at once. work: what a run
+    is. Raises ValueError when another study works in `workdir`, and as training does; then no further run is started.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _locked(workdir):
+        log = workdir / "results.jsonl"
+        lines = read(log)
+        done = {(line["row"], line["target"], line["seed"]) for line in lines}
+        everything = [
+            Job(row, target, seed, setting, workdir)
+            for seed in dict.fromkeys(seeds)
+            for row in rows
+            for target in dict.fromkeys(targets or setting.targets(row.supervised))
+        ]
+        todo = [job for job in everything if job.key not in done]
+        for target in dict.fromkeys(job.target for job in todo if job.row.supervised):
+            setting.halve(target, workdir)
+        for line in _in_processes(todo, jobs, work) if jobs > 1 else map(work, todo):
+            lines.append(line)
+            write_text(log, "".join(json.dumps(each) + "\n" for each in lines))  # whole or not at all
+    return lines
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another study runs in {workdir}: wait for it, or choose another --workdir") from None
+        yield
+
+
+def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -> Iterator[Line]:
+    """Results as they come. After an error no run is started; it is raised once those on their way are through."""
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that uses JAX may hang
+    with ProcessPoolExecutor(jobs, spawn, initializer=_end_with_parent) as pool:
+        futures = [pool.submit(work, job) for job in todo]
+        errors = []
+        try:
+            for future in as_completed(futures):
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                    continue
+                errors.append(error)
+                for other in futures:
+                    other.cancel()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, too
+        if errors:
+            raise errors[0]
+
+
+def _end_with_parent() -> None:
+    """A worker whose study was killed must not train on beside the study's next start."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def read(log: Path) -> list[Line]:
+    """The lines of a results.jsonl; none if there is no such file. Raises ValueError for a line that is not JSON."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{log} has a line that is not JSON ({error}): remove it, and its run is done again") from None
+
+
+def report(study: Study, lines: Sequence[Line], compare: tuple[str, str]) -> str:
+    """The table of unseen targets, that of supervised ones, a paired test, and whose numbers the paper's are."""
+    blocks = [[row for row in study.rows if row.supervised is supervised] for supervised in (False, True)]
+    parts = [table(block, lines) for block in blocks if block]
+    parts.append(f"R-1 / mAP in %, mean ± standard deviation over seeds. {comparison(lines, *compare)}.")
+    if study.source:
+        parts.append(f"paper (reported): {study.source}, with its net on its data; not measured here.")
+    return "\n\n".join(parts)
+
+
+def main(study: Study) -> None:
+    """The command line of a study."""
+    names = [row.name for row in study.rows]
+    parser = argparse.ArgumentParser(
+        prog=f"experiments.{study.name}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", choices=settings.NAMES, default="synthetic")
+    parser.add_argument("--path", default="", help="the folder of domains, or the data_dir of `metabin prepare`")
+    parser.add_argument("--init", default="", help="the file of weights to start from")
+    parser.add_argument("--workdir", type=Path, help=f"default: runs/{study.name}-DATA, and -smoke")
+    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", default=names, help=f"of {names}")
+    parser.add_argument("--targets", nargs="+", default=(), help="default: underpass, or every domain of the folder")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--jobs", type=int, default=1, help="processes that run at once")
+    parser.add_argument("--compare", nargs=2, choices=names, metavar="ROW", default=study.compare)
+    parser.add_argument("--smoke", action="store_true", help="show only that it runs: a tiny net, two steps, one seed")
+    args = parser.parse_args()
+    if args.targets and args.data == "paper":
+        parser.error("--targets: the paper's sets are evaluated together, by one run")
+    workdir = args.workdir or Path("runs", f"{study.name}-{args.data}{'-smoke' * args.smoke}")
+    rows = [row for row in study.rows if row.name in args.rows]
+    seeds = args.seeds[:1] if args.smoke else args.seeds
+    try:
+        setting = Setting(args.data, args.path, args.init, args.smoke)
+        lines = run_study(rows, setting, seeds, workdir, args.targets, args.jobs)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(1, f"experiments.{study.name}: {error}\n")
+    print(report(study, lines, tuple(args.compare)))

@@ -1,0 +1,33 @@
+"""Table 2: the losses of the meta-train and of the meta-test step, and a fixed beta against the cyclic one."""
+
+from experiments.study import Study, main
+from experiments.tables import FIXED_BETA, Row
+
+CROSS_ENTROPY = {"meta.cross_entropy": True, "meta.train_losses": (), "meta.test_losses": ()}
+
+
+def _losses(*names: str) -> dict[str, tuple[str, ...]]:
+    return {"meta.train_losses": names}
+
+
+STUDY = Study(
+    name="table2",
+    rows=(
+        Row("BN", {"method": "bn"}, (50.9, 59.5)),
+        Row("MetaBIN: Lce, fixed", CROSS_ENTROPY | FIXED_BETA, (60.6, 69.4)),
+        Row(
+            "MetaBIN: Lce + Ltr, fixed",
+            {"meta.cross_entropy": True} | _losses("triplet") | FIXED_BETA,
+            (62.0, 69.9),
+        ),
+        Row("MetaBIN: Ltr, fixed", _losses("triplet") | FIXED_BETA, (62.8, 70.8)),
+        Row("MetaBIN: Ltr + Lscat, fixed", _losses("scatter", "triplet") | FIXED_BETA, (63.0, 71.0)),
+        Row("MetaBIN: Ltr + Lscat + Lshuf, fixed", FIXED_BETA, (63.5, 71.3)),
+        Row("MetaBIN: Ltr + Lscat + Lshuf, cyclic", {}, (64.7, 72.3)),
+    ),
+    compare=("MetaBIN: Ltr + Lscat + Lshuf, cyclic", "MetaBIN: Ltr + Lscat + Lshuf, fixed"),
+    source="Choi et al., CVPR 2021, Table 2",
+)
+
+if __name__ == "__main__":
+    main(STUDY)

@@ -1,0 +1,104 @@
+"""What a study found: mean and deviation over seeds beside the paper's numbers, and a paired test of two rows."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+METRICS = ("R-1", "mAP")
+# The paper does not give the fixed beta of Tables 2 and 3: the mean of the cycle, so that cycling alone differs.
+FIXED_BETA = {"meta.beta_low": 0.0505, "meta.beta_high": 0.0505}
+ROUNDING = 1e-9  # differences of metrics closer than this are the same
+Line = dict[str, Any]  # of results.jsonl: target, row, seed, R-1 and mAP (fractions), queries
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    overrides: config field -> value, on top of the setting's config. paper: R-1 and mAP that the paper reports, in %.
+    supervised: trained and tested on one domain, other persons in the test; else the target is unseen.
+    """
+
+    name: str
+    overrides: Mapping[str, Any]
+    paper: tuple[float, float] | None = None
+    supervised: bool = False
+
+
+def table(rows: Sequence[Row], lines: Sequence[Line]) -> str:
+    """R-1 / mAP in % per row and target, mean ± std over seeds; then the mean over targets and the paper's numbers.
+
+    Rows without a result or a number of the paper's are left out. A seed counts for the mean, and in the column
+    `seeds`, where it has every target.
+    """
+    lines = [line for line in lines if line["row"] in {row.name for row in rows}]
+    targets = list(dict.fromkeys(line["target"] for line in lines))
+    with_mean, with_paper = len(targets) > 1, any(row.paper for row in rows)
+    header = ["row", *targets, *["mean"] * with_mean, "seeds", *["paper (reported)"] * with_paper]
+    body = []
+    for row in rows:
+        own = [line for line in lines if line["row"] == row.name]
+        if not own and not row.paper:
+            continue
+        means = by_seed(lines, row.name)
+        cells = [_cell([line for line in own if line["target"] == target]) for target in targets]
+        cells += [_cell(list(means.values()))] * with_mean + [str(len(means))]
+        cells += [" / ".join(f"{value:.1f}" for value in row.paper or ()) or "-"] * with_paper
+        body.append([row.name, *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
+
+
+def by_seed(lines: Sequence[Line], row: str) -> dict[int, dict[str, float]]:
+    """Seed -> metrics of `row`, means over all targets that stand in `lines`; a seed that lacks one is left out."""
+    targets = {line["target"] for line in lines}
+    means = {}
+    for seed in sorted({line["seed"] for line in lines if line["row"] == row}):
+        own = [line for line in lines if (line["row"], line["seed"]) == (row, seed)]
+        if {line["target"] for line in own} == targets:
+            means[seed] = {metric: statistics.mean(line[metric] for line in own) for metric in METRICS}
+    return means
+
+
+def _cell(scores: Sequence[Mapping[str, float]]) -> str:
+    def spread(metric: str) -> str:
+        values = [100 * score[metric] for score in scores]
+        std = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.1f}{std}"
+
+    return " / ".join(spread(metric) for metric in METRICS) if scores else "-"
+
+
+class Paired(NamedTuple):
+    """difference: mean of first - second over `seeds` seeds, a fraction. p: two-sided."""
+
+    difference: float
+    p: float
+    seeds: int
+
+
+def paired_test(lines: Sequence[Line], first: str, second: str, metric: str) -> Paired:
+    """Paired t test of two rows over the seeds that both have, on the means over their targets.
+
+    nan is what cannot be said: a difference without a seed, p without two or where all differences are the same.
+    """
+    lines = [line for line in lines if line["row"] in (first, second)]
+    a, b = by_seed(lines, first), by_seed(lines, second)
+    differences = [a[seed][metric] - b[seed][metric] for seed in sorted(a.keys() & b.keys())]
+    mean = statistics.mean(differences or [math.nan])
+    if len(differences) < 2 or max(differences) - min(differences) < ROUNDING:
+        return Paired(mean, math.nan, len(differences))
+    return Paired(mean, float(stats.ttest_1samp(differences, 0).pvalue), len(differences))
+
+
+def comparison(lines: Sequence[Line], first: str, second: str) -> str:
+    """`paired_test` in words, for every metric."""
+    found = {metric: paired_test(lines, first, second, metric) for metric in METRICS}
+    seeds = found["R-1"].seeds
+    if seeds < 2:
+        return f"{first} - {second}: a paired test needs two seeds that both rows have, there are {seeds}"
+    words = [f"{metric} {100 * test.difference:+.1f} points (p = {test.p:.3f})" for metric, test in found.items()]
+    return f"{first} - {second}: {', '.join(words)}, paired t test over {seeds} seeds"

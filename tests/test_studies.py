@@ -1,0 +1,130 @@
+"""The studies of the repository: their rows can be trained, and each runs from its command line."""
+
+import csv
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import draw_folder
+
+from experiments import table2, table3, table4, unseen_domain
+from experiments.settings import Setting
+from experiments.study import main, read, run_study
+from metabin_jax import build, config
+from metabin_jax.algorithm import Batch
+from metabin_jax.data import dataset
+
+STUDIES = [module.STUDY for module in (table2, table3, table4, unseen_domain)]
+every_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    """Image caches go below tmp_path; what --smoke asks of JAX ends with the test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@every_study
+def test_rows_and_their_folders_are_told_apart(study):
+    names = [row.name for row in study.rows]
+    assert len({re.sub(r"[^a-z0-9]+", "-", name.lower()) for name in names}) == len(names)
+    assert set(study.compare) <= set(names)
+    assert all("|" not in name for name in names)
+    assert all(row.paper for row in study.rows) == bool(study.source)
+
+
+@every_study
+def test_every_row_can_be_trained(study, tmp_path):
+    """Each is built from its config, and its step traced; no two rows of a table are the same training."""
+    folder = draw_folder(tmp_path / "data", cameras=4)
+    setting, seen = Setting("folder", str(folder), smoke=True), []
+    setting.halve("east", tmp_path)
+    for row in study.rows:
+        settings = setting.config("east", row.supervised, tmp_path)
+        settings.update_from_flattened_dict(dict(row.overrides))
+        run = build.build(build.resolve(settings))
+        assert run.data.domains == (
+            tuple(f"east, camera {k}" for k in (1, 2, 3, 4)) if row.supervised else ("north", "south", "west")
+        )
+        batch = Batch(np.zeros((4, 32, 32, 3), np.float32), np.zeros(4, np.int32), np.arange(4) // 2)
+        after, _ = jax.eval_shape(run.learner.train_step, jax.eval_shape(run.init), *[batch] * 3)
+        assert jax.tree.structure(after) == jax.tree.structure(jax.eval_shape(run.init))
+        seen.append(settings.to_json())
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("study", "row"),
+    [
+        (table2.STUDY, "MetaBIN: Lce, fixed"),
+        (table3.STUDY, "BIN, Lce + Ltr, MLDG cyclic"),
+        (table3.STUDY, "MetaBIN, without episode separation"),
+        (table4.STUDY, "MetaBIN, supervised"),
+        (unseen_domain.STUDY, "bn"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_smoke(study, row, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "runs"
+    monkeypatch.setattr("sys.argv", ["study", "--smoke", f"--workdir={workdir}", "--rows", row])
+    main(study)
+    (line,) = read(workdir / "results.jsonl")
+    assert (line["row"], line["target"], line["seed"]) == (row, "underpass", 0)
+    assert 0 < line["mAP"] < 1 and line["queries"] > 0
+    assert f"| {row} | {100 * line['R-1']:.1f} / {100 * line['mAP']:.1f} | 1 |" in capsys.readouterr().out
+    main(study)
+    assert len(read(workdir / "results.jsonl")) == 1
+
+
+def test_half_of_the_persons_train_and_the_others_are_tested(tmp_path):
+    folder = draw_folder(tmp_path / "data", ("shop",), ids=5, cameras=2, per_camera=3)
+    Setting("folder", str(folder)).halve("shop", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "halves" / "shop.csv").read_text().splitlines()))
+    assert {row["pid"] for row in rows if row["split"] == "train"} == {"0", "2", "4"}
+    assert Counter((row["pid"], row["camid"], row["split"]) for row in rows if row["split"] != "train") == {
+        (pid, camid, split): count for pid in "13" for camid in "12" for split, count in (("query", 1), ("gallery", 2))
+    }
+    config_ = Setting("folder", str(folder)).config("shop", supervised=True, workdir=tmp_path)
+    config.check(config_)
+    assert len(dataset.read("csv", config_.data.path)) == 30
+
+
+def test_drawn_people_are_written_as_they_are(tmp_path):
+    Setting("synthetic").halve("underpass", tmp_path)
+    records = dataset.read("csv", str(tmp_path / "halves" / "underpass.csv"))
+    images = dataset.load_images("synthetic", dataset.read("synthetic", "", ("underpass",)), (64, 32), "")
+    assert len(records) == len(images) == 320
+    np.testing.assert_array_equal(np.asarray(Image.open(records[7].path)), images[7])
+
+
+def test_the_papers_setting_is_its_protocol(tmp_path):
+    unseen = Setting("paper", "~/sets", "weights.pth").config("paper", False, tmp_path)
+    config.check(unseen)
+    assert unseen.data.protocol == "paper" and unseen.data.path == "~/sets" and unseen.init == "weights.pth"
+    assert unseen.data.eval_domains == ("viper", "prid2011", "grid", "ilids") and unseen.epochs == 100
+    assert unseen.model.name == "mobilenetv2_1.4"
+    supervised = Setting("paper").config("market1501", True, tmp_path)
+    config.check(supervised)
+    assert supervised.data.train_domains == supervised.data.eval_domains == ("market1501",)
+    assert supervised.data.train_splits == ("train",) and supervised.data.domain_by == "camera"
+    assert (supervised.epochs, supervised.meta.gamma, supervised.meta.cross_entropy) == (120, 0.2, True)
+
+
+def test_a_study_of_a_folder_runs_supervised_rows_on_each_domain(tmp_path):
+    folder = draw_folder(tmp_path / "data", ("a", "b"))
+    rows = [row for row in table4.STUDY.rows if row.name == "BN, supervised"]
+    setting = Setting("folder", str(folder))
+    asked = []
+
+    def work(job):
+        asked.append(job.setting.config(job.target, job.row.supervised, job.workdir).data.path)
+        return {"target": job.target, "row": job.row.name, "seed": 0, "R-1": 0.0, "mAP": 0.0, "queries": 1}
+
+    run_study(rows, setting, [0], tmp_path / "runs", work=work)
+    assert asked == [str(tmp_path / "runs" / "halves" / f"{name}.csv") for name in "ab"]
+    assert all(len(dataset.read("csv", path)) == 16 for path in asked)
