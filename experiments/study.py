@@ -1,9 +1,10 @@
 """A study: rows x targets x seeds, each trained and evaluated once, and a table of them beside the paper's numbers.
 
 Results gather in WORKDIR/results.jsonl, one line per finished run; what stands there is not run again, so a stopped
-study goes on where it was. experiments/table2.py and others hold the rows; the command line is the same for all:
+study goes on where it was, and tables share the rows that they have in common. experiments/table2.py and others hold
+the rows; the command line is the same for all:
 
-    python -m experiments.table4                                     five drawn camera networks, and a sixth unseen
+    python -m experiments.table4 --jobs=2                            five drawn camera networks, and a sixth unseen
     python -m experiments.table4 --data=folder --path=DIR            each domain of DIR left out in turn
     python -m experiments.table4 --data=finetune --path=DIR --init=WEIGHTS
     python -m experiments.table4 --data=paper --init=mobilenetv2_1.4.pth         the sets of `metabin prepare`
@@ -22,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import jax
@@ -55,22 +57,26 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells the runs of a study apart."""
-        return self.row.name, self.target, self.seed
+        """What tells runs apart."""
+        return self.row.run, self.target, self.seed
+
+    @property
+    def folder(self) -> Path:
+        name = re.sub(r"[^a-z0-9]+", "-", self.row.run.lower()).strip("-")
+        return self.workdir / f"{self.target}-{name}-{self.seed}"
 
 
 def run_job(job: Job) -> Line:
     """Trains and evaluates; R-1 and mAP are means over what was evaluated, which is one domain or the paper's four."""
     if job.setting.smoke:
         jax.config.update("jax_disable_most_optimizations", True)  # half of the time to compile
-    name = re.sub(r"[^a-z0-9]+", "-", job.row.name.lower()).strip("-")
     config = job.setting.config(job.target, job.row.supervised, job.workdir)
     config.update_from_flattened_dict(dict(job.row.overrides))
     config.seed = job.seed
-    scores = list(train(config, job.workdir / f"{job.target}-{name}-{job.seed}")["targets"].values())
+    scores = list(train(config, job.folder)["targets"].values())
     means = {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
     queries = sum(score["queries"] for score in scores)
-    return {"target": job.target, "row": job.row.name, "seed": job.seed, **means, "queries": queries}
+    return {"run": job.row.run, "target": job.target, "seed": job.seed, **means, "queries": queries}
 
 
 def run_study(
@@ -86,7 +92,7 @@ def run_study(
     with _locked(workdir):
         log = workdir / "results.jsonl"
         lines = read(log)
-        done = {(line["row"], line["target"], line["seed"]) for line in lines}
+        done = {(line["run"], line["target"], line["seed"]) for line in lines}
         everything = [
             Job(row, target, seed, setting, workdir)
             for seed in dict.fromkeys(seeds)
@@ -115,7 +121,10 @@ def _locked(workdir: Path) -> Iterator[None]:
 def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -> Iterator[Line]:
     """Results as they come. After an error no run is started; it is raised once those on their way are through."""
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that uses JAX may hang
-    with ProcessPoolExecutor(jobs, spawn, initializer=_end_with_parent) as pool:
+    numbers = spawn.SimpleQueue()
+    for number in range(jobs):
+        numbers.put(number)
+    with ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=(numbers, jobs)) as pool:
         futures = [pool.submit(work, job) for job in todo]
         errors = []
         try:
@@ -135,8 +144,11 @@ def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -
             raise errors[0]
 
 
-def _end_with_parent() -> None:
-    """A worker whose study was killed must not train on beside the study's next start."""
+def _start_worker(numbers: SimpleQueue, jobs: int) -> None:
+    """A worker keeps to its share of the cores, and ends with its study, beside whose next start it must not train."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[numbers.get() % len(cores) :: jobs])
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -156,11 +168,12 @@ def read(log: Path) -> list[Line]:
         raise ValueError(f"{log} has a line that is not JSON ({error}): remove it, and its run is done again") from None
 
 
-def report(study: Study, lines: Sequence[Line], compare: tuple[str, str]) -> str:
+def report(study: Study, lines: Sequence[Line], compare: Sequence[str]) -> str:
     """The table of unseen targets, that of supervised ones, a paired test, and whose numbers the paper's are."""
     blocks = [[row for row in study.rows if row.supervised is supervised] for supervised in (False, True)]
     parts = [table(block, lines) for block in blocks if block]
-    parts.append(f"R-1 / mAP in %, mean ± standard deviation over seeds. {comparison(lines, *compare)}.")
+    first, second = (next(row for row in study.rows if row.name == name) for name in compare)
+    parts.append(f"R-1 / mAP in %, mean ± standard deviation over seeds. {comparison(lines, first, second)}.")
     if study.source:
         parts.append(f"paper (reported): {study.source}, with its net on its data; not measured here.")
     return "\n\n".join(parts)
@@ -175,7 +188,7 @@ def main(study: Study) -> None:
     parser.add_argument("--data", choices=settings.NAMES, default="synthetic")
     parser.add_argument("--path", default="", help="the folder of domains, or the data_dir of `metabin prepare`")
     parser.add_argument("--init", default="", help="the file of weights to start from")
-    parser.add_argument("--workdir", type=Path, help=f"default: runs/{study.name}-DATA, and -smoke")
+    parser.add_argument("--workdir", type=Path, help="default: runs/studies-DATA, and -smoke")
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", default=names, help=f"of {names}")
     parser.add_argument("--targets", nargs="+", default=(), help="default: underpass, or every domain of the folder")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
@@ -185,7 +198,7 @@ def main(study: Study) -> None:
     args = parser.parse_args()
     if args.targets and args.data == "paper":
         parser.error("--targets: the paper's sets are evaluated together, by one run")
-    workdir = args.workdir or Path("runs", f"{study.name}-{args.data}{'-smoke' * args.smoke}")
+    workdir = args.workdir or Path("runs", f"studies-{args.data}{'-smoke' * args.smoke}")
     rows = [row for row in study.rows if row.name in args.rows]
     seeds = args.seeds[:1] if args.smoke else args.seeds
     try:
@@ -193,4 +206,4 @@ def main(study: Study) -> None:
         lines = run_study(rows, setting, seeds, workdir, args.targets, args.jobs)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"experiments.{study.name}: {error}\n")
-    print(report(study, lines, tuple(args.compare)))
+    print(report(study, lines, args.compare))

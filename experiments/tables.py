@@ -12,7 +12,7 @@ METRICS = ("R-1", "mAP")
 # The paper does not give the fixed beta of Tables 2 and 3: the mean of the cycle, so that cycling alone differs.
 FIXED_BETA = {"meta.beta_low": 0.0505, "meta.beta_high": 0.0505}
 ROUNDING = 1e-9  # differences of metrics closer than this are the same
-Line = dict[str, Any]  # of results.jsonl: target, row, seed, R-1 and mAP (fractions), queries
+Line = dict[str, Any]  # of results.jsonl: run (Row.run), target, seed, R-1 and mAP (fractions), queries
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Row:
     paper: tuple[float, float] | None = None
     supervised: bool = False
 
+    @property
+    def run(self) -> str:
+        """What is trained, in one text: rows of several tables that share it share its runs."""
+        overrides = {"method": "metabin", **self.overrides}
+        words = [f"{field}={value}" for field, value in sorted(overrides.items())]
+        return " ".join(words + ["supervised"] * self.supervised)
+
 
 def table(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     """R-1 / mAP in % per row and target, mean ± std over seeds; then the mean over targets and the paper's numbers.
@@ -35,16 +42,16 @@ def table(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     Rows without a result or a number of the paper's are left out. A seed counts for the mean, and in the column
     `seeds`, where it has every target.
     """
-    lines = [line for line in lines if line["row"] in {row.name for row in rows}]
+    lines = [line for line in lines if line["run"] in {row.run for row in rows}]
     targets = list(dict.fromkeys(line["target"] for line in lines))
     with_mean, with_paper = len(targets) > 1, any(row.paper for row in rows)
     header = ["row", *targets, *["mean"] * with_mean, "seeds", *["paper (reported)"] * with_paper]
     body = []
     for row in rows:
-        own = [line for line in lines if line["row"] == row.name]
+        own = [line for line in lines if line["run"] == row.run]
         if not own and not row.paper:
             continue
-        means = by_seed(lines, row.name)
+        means = by_seed(lines, row)
         cells = [_cell([line for line in own if line["target"] == target]) for target in targets]
         cells += [_cell(list(means.values()))] * with_mean + [str(len(means))]
         cells += [" / ".join(f"{value:.1f}" for value in row.paper or ()) or "-"] * with_paper
@@ -52,12 +59,12 @@ def table(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
 
 
-def by_seed(lines: Sequence[Line], row: str) -> dict[int, dict[str, float]]:
+def by_seed(lines: Sequence[Line], row: Row) -> dict[int, dict[str, float]]:
     """Seed -> metrics of `row`, means over all targets that stand in `lines`; a seed that lacks one is left out."""
     targets = {line["target"] for line in lines}
     means = {}
-    for seed in sorted({line["seed"] for line in lines if line["row"] == row}):
-        own = [line for line in lines if (line["row"], line["seed"]) == (row, seed)]
+    for seed in sorted({line["seed"] for line in lines if line["run"] == row.run}):
+        own = [line for line in lines if (line["run"], line["seed"]) == (row.run, seed)]
         if {line["target"] for line in own} == targets:
             means[seed] = {metric: statistics.mean(line[metric] for line in own) for metric in METRICS}
     return means
@@ -80,12 +87,12 @@ class Paired(NamedTuple):
     seeds: int
 
 
-def paired_test(lines: Sequence[Line], first: str, second: str, metric: str) -> Paired:
+def paired_test(lines: Sequence[Line], first: Row, second: Row, metric: str) -> Paired:
     """Paired t test of two rows over the seeds that both have, on the means over their targets.
 
     nan is what cannot be said: a difference without a seed, p without two or where all differences are the same.
     """
-    lines = [line for line in lines if line["row"] in (first, second)]
+    lines = [line for line in lines if line["run"] in (first.run, second.run)]
     a, b = by_seed(lines, first), by_seed(lines, second)
     differences = [a[seed][metric] - b[seed][metric] for seed in sorted(a.keys() & b.keys())]
     mean = statistics.mean(differences or [math.nan])
@@ -94,11 +101,11 @@ def paired_test(lines: Sequence[Line], first: str, second: str, metric: str) -> 
     return Paired(mean, float(stats.ttest_1samp(differences, 0).pvalue), len(differences))
 
 
-def comparison(lines: Sequence[Line], first: str, second: str) -> str:
+def comparison(lines: Sequence[Line], first: Row, second: Row) -> str:
     """`paired_test` in words, for every metric."""
     found = {metric: paired_test(lines, first, second, metric) for metric in METRICS}
     seeds = found["R-1"].seeds
     if seeds < 2:
-        return f"{first} - {second}: a paired test needs two seeds that both rows have, there are {seeds}"
+        return f"{first.name} - {second.name}: a paired test needs two seeds that both rows have, there are {seeds}"
     words = [f"{metric} {100 * test.difference:+.1f} points (p = {test.p:.3f})" for metric, test in found.items()]
-    return f"{first} - {second}: {', '.join(words)}, paired t test over {seeds} seeds"
+    return f"{first.name} - {second.name}: {', '.join(words)}, paired t test over {seeds} seeds"

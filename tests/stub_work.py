@@ -15,4 +15,4 @@ def leave_mark(job: Job) -> dict:
     time.sleep(30 if job.row.name == "slow" and not (job.workdir / "hurry").exists() else 0.05)
     with (job.workdir / "marks").open("a") as file:
         file.write(f"{job.row.name} {job.target} {job.seed} {os.getpid()}\n")
-    return {"target": job.target, "row": job.row.name, "seed": job.seed, "R-1": 0.5, "mAP": 0.25, "queries": 5}
+    return {"run": job.row.run, "target": job.target, "seed": job.seed, "R-1": 0.5, "mAP": 0.25, "queries": 5}

@@ -12,7 +12,7 @@ import pytest
 from stub_work import leave_mark
 from tiny_run import draw_folder
 
-from experiments import demo, study, unseen_domain
+from experiments import demo, study, table4
 from experiments.settings import Setting
 from experiments.study import Job, Study, main, read, run_study
 from experiments.tables import Row
@@ -54,12 +54,12 @@ def test_a_study_runs_every_row_once(trained, tmp_path):
     setting = Setting("folder", str(tmp_path))
     lines = run_study(ROWS, setting, [0, 1, 0], tmp_path, ["x", "y", "x"])
     assert trained == [
-        (seed, target, method, f"{target}-{method}-{seed}")
+        (seed, target, method, f"{target}-method-{method}-{seed}")
         for seed in (0, 1)
         for method in ("bn", "metabin")
         for target in ("x", "y")
     ]
-    assert lines[0] == {"target": "x", "row": "bn", "seed": 0, "R-1": 0.01, "mAP": 0.005, "queries": 5}
+    assert lines[0] == {"run": "method=bn", "target": "x", "seed": 0, "R-1": 0.01, "mAP": 0.005, "queries": 5}
     assert read(tmp_path / "results.jsonl") == lines
     assert run_study(ROWS[:1], setting, [1], tmp_path, ["y", "x"]) == lines
     assert len(trained) == 8
@@ -84,27 +84,32 @@ def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
 
 
 def test_several_processes_neither_lose_nor_repeat_a_row(tmp_path):
-    rows = [Row(name, {}) for name in ("a", "b", "c")]
+    rows = [Row(name, {"method": name}) for name in ("a", "b", "c")]
     lines = run_study(rows, DRAWN, [0, 1], tmp_path, ["x", "y"], jobs=2, work=leave_mark)
     expected = sorted([row, target, str(seed)] for row in "abc" for target in "xy" for seed in (0, 1))
     assert sorted(marks(tmp_path)) == expected
-    assert sorted([line["row"], line["target"], str(line["seed"])] for line in lines) == expected
+    assert (
+        sorted([line["run"].removeprefix("method="), line["target"], str(line["seed"])] for line in lines) == expected
+    )
     assert read(tmp_path / "results.jsonl") == lines
     workers = {line.split()[3] for line in (tmp_path / "marks").read_text().splitlines()}
     assert len(workers) == 2 and str(os.getpid()) not in workers
 
 
 def test_a_row_that_fails_keeps_what_was_done_and_stops_the_rest(tmp_path):
-    rows = [Row(name, {}) for name in ("a", "bad", *"cdefghijkl")]
+    rows = [Row(name, {"method": name}) for name in ("a", "bad", *"cdefghijkl")]
     with pytest.raises(ValueError, match="this row cannot work"):
         run_study(rows, DRAWN, [0], tmp_path, ["x"], jobs=2, work=leave_mark)
-    kept = [[line["row"], line["target"], str(line["seed"])] for line in read(tmp_path / "results.jsonl")]
+    kept = [
+        [line["run"].removeprefix("method="), line["target"], str(line["seed"])]
+        for line in read(tmp_path / "results.jsonl")
+    ]
     assert sorted(kept) == sorted(marks(tmp_path))
     assert ["a", "x", "0"] in kept and len(kept) < len(rows) - 1
 
 
 def test_a_killed_study_takes_its_workers_along_and_goes_on(tmp_path):
-    rows = "[Row(name, {}) for name in ('a', 'slow', 'b', 'c')]"
+    rows = "[Row(name, {'method': name}) for name in ('a', 'slow', 'b', 'c')]"
     code = (
         "if __name__ == '__main__':\n"
         "    from pathlib import Path; from stub_work import leave_mark\n"
@@ -130,7 +135,9 @@ def test_a_killed_study_takes_its_workers_along_and_goes_on(tmp_path):
 
     assert log.read_bytes().endswith(b"\n") and len(read(log)) == len(marks(tmp_path)) == 4
     (tmp_path / "hurry").touch()
-    lines = run_study([Row(name, {}) for name in ("a", "slow", "b", "c")], DRAWN, [0, 1], tmp_path, work=leave_mark)
+    lines = run_study(
+        [Row(name, {"method": name}) for name in ("a", "slow", "b", "c")], DRAWN, [0, 1], tmp_path, work=leave_mark
+    )
     done = sorted([row, "underpass", str(seed)] for row in ("a", "b", "c", "slow") for seed in (0, 1))
     assert sorted(marks(tmp_path)) == done
     assert read(log) == lines and len(lines) == 8
@@ -161,27 +168,27 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 def test_the_command_leaves_every_domain_of_a_folder_out_in_turn(trained, tmp_path, monkeypatch, capsys):
     data = draw_folder(tmp_path / "data", ("b", "a"))
     (data / ".hidden").mkdir()
-    arguments = ["--data=folder", f"--path={data}", f"--workdir={tmp_path / 'w'}", "--seeds", 3, "--rows", "metabin"]
-    run_main(monkeypatch, unseen_domain.STUDY, *arguments)
-    assert trained == [(3, "a", "metabin", "a-metabin-3"), (3, "b", "metabin", "b-metabin-3")]
+    arguments = ["--data=folder", f"--path={data}", f"--workdir={tmp_path / 'w'}", "--seeds", 3, "--rows", "MetaBIN"]
+    run_main(monkeypatch, table4.STUDY, *arguments)
+    assert trained == [(3, name, "metabin", f"{name}-method-metabin-3") for name in "ab"]
     out = capsys.readouterr().out
-    assert out.startswith("| row | a | b | mean | seeds |\n")
-    assert "metabin - bin: a paired test needs two seeds" in out and "paper" not in out
+    assert out.startswith("| row | a | b | mean | seeds | paper (reported) |\n")
+    assert "MetaBIN - BIN: a paired test needs two seeds" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data=folder"], "unseen_domain: --data=folder needs --path"),
-        (["--data=finetune", "--path=x"], "unseen_domain: --data=finetune needs --init"),
-        (["--data=folder", "--path=/nowhere"], "unseen_domain: Data folder /nowhere does not exist"),
+        (["--data=folder"], "table4: --data=folder needs --path"),
+        (["--data=finetune", "--path=x"], "table4: --data=finetune needs --init"),
+        (["--data=folder", "--path=/nowhere"], "table4: Data folder /nowhere does not exist"),
         (["--data=paper", "--targets", "viper"], "--targets: the paper's sets are evaluated together"),
         (["--data=paper", "--path=/nowhere"], "/nowhere"),
     ],
 )
 def test_what_the_command_needs_is_said_in_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_main(monkeypatch, unseen_domain.STUDY, f"--workdir={tmp_path}", *arguments)
+        run_main(monkeypatch, table4.STUDY, f"--workdir={tmp_path}", *arguments)
     assert stop.value.code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
@@ -203,9 +210,9 @@ def test_the_demo_compares_on_the_last_network(trained, tmp_path, monkeypatch, c
     demo.main()
     assert [call[:3] for call in trained] == [(0, "underpass", "bn"), (0, "underpass", "metabin")]
     out = capsys.readouterr().out
-    assert "| metabin | 2.0 / 1.0 | 1 |" in out
+    assert "| MetaBIN | 2.0 / 1.0 | 1 |" in out
     assert str(tmp_path) in out
-    assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["row"] == "bn"
+    assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["run"] == "method=bn"
 
 
 def test_a_run_over_several_sets_counts_as_their_mean(monkeypatch, tmp_path):
@@ -213,5 +220,6 @@ def test_a_run_over_several_sets_counts_as_their_mean(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "train", lambda config, workdir: {"targets": targets})
     line = study.run_job(Job(ROWS[0], "paper", 7, Setting("paper"), tmp_path))
     assert line == {
-        "target": "paper", "row": "bn", "seed": 7, "R-1": pytest.approx(0.3), "mAP": pytest.approx(0.2), "queries": 7,
+        "run": "method=bn", "target": "paper", "seed": 7,
+        "R-1": pytest.approx(0.3), "mAP": pytest.approx(0.2), "queries": 7,
     }  # fmt: skip

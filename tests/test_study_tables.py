@@ -8,11 +8,14 @@ from experiments.tables import Row, comparison, paired_test, table
 
 
 def line(target, row, seed, r1, mean_ap):
-    return {"target": target, "row": row, "seed": seed, "R-1": r1, "mAP": mean_ap, "queries": 4}
+    return {"run": f"method={row}", "target": target, "seed": seed, "R-1": r1, "mAP": mean_ap, "queries": 4}
 
 
 def rows(*names, **paper):
-    return [Row(name, {}, paper.get(name)) for name in names]
+    return [Row(name.upper(), {"method": name}, paper.get(name)) for name in names]
+
+
+A, B, C = rows("a", "b", "c")
 
 
 def test_the_table_is_mean_and_deviation_over_seeds():
@@ -26,8 +29,8 @@ def test_the_table_is_mean_and_deviation_over_seeds():
     assert table(rows("bn", "in", "metabin"), lines).splitlines() == [
         "| row | x | seeds |",
         "| --- | --- | --- |",
-        "| bn | 20.0 ± 10.0 / 20.0 ± 0.0 | 3 |",
-        "| metabin | 50.0 / 30.0 | 1 |",
+        "| BN | 20.0 ± 10.0 / 20.0 ± 0.0 | 3 |",
+        "| METABIN | 50.0 / 30.0 | 1 |",
     ]
 
 
@@ -37,9 +40,9 @@ def test_the_papers_numbers_have_a_column_of_their_own():
     ]).splitlines() == [
         "| row | x | seeds | paper (reported) |",
         "| --- | --- | --- | --- |",
-        "| bn | 10.0 / 20.0 | 1 | 50.9 / 59.5 |",
-        "| in | - | 0 | 54.9 / 63.3 |",
-        "| own | 30.0 / 40.0 | 1 | - |",
+        "| BN | 10.0 / 20.0 | 1 | 50.9 / 59.5 |",
+        "| IN | - | 0 | 54.9 / 63.3 |",
+        "| OWN | 30.0 / 40.0 | 1 | - |",
     ]  # fmt: skip
 
 
@@ -55,7 +58,16 @@ def test_the_mean_over_targets_takes_complete_seeds_only():
     lines = table(rows("bn", "in"), lines).splitlines()
     assert lines[0] == "| row | x | y | mean | seeds |"
     assert lines[2].endswith("| 40.0 ± 14.1 / 50.0 ± 14.1 | 30.0 ± 14.1 / 40.0 ± 14.1 | 2 |")
-    assert lines[3] == "| in | - | 50.0 / 50.0 | - | 0 |"
+    assert lines[3] == "| IN | - | 50.0 / 50.0 | - | 0 |"
+
+
+def test_rows_of_other_tables_share_runs():
+    """MetaBIN is the default method, fields come in any order, and being supervised makes another training."""
+    fields = {"loss.base": ("triplet",), "meta.gamma": 0.5}
+    run = "loss.base=('triplet',) meta.gamma=0.5 method=metabin"
+    assert Row("x", fields).run == Row("y", dict(reversed(fields.items())) | {"method": "metabin"}).run == run
+    assert Row("x", fields, supervised=True).run == f"{run} supervised"
+    assert Row("x", {"method": "bn"}).run == "method=bn"
 
 
 def two_rows(first, second, target="x"):
@@ -68,12 +80,12 @@ def two_rows(first, second, target="x"):
 
 def test_the_paired_test_of_two_and_three_seeds_is_that_of_the_closed_forms():
     """Student's t with 1 degree of freedom is Cauchy; with 2, its distribution function is algebraic."""
-    found = paired_test(two_rows((0.5, 0.8), (0.4, 0.4)), "a", "b", "R-1")
+    found = paired_test(two_rows((0.5, 0.8), (0.4, 0.4)), A, B, "R-1")
     t = 0.25 / (0.3 / math.sqrt(2) / math.sqrt(2))  # differences 0.1 and 0.4
     assert found.difference == pytest.approx(0.25) and found.seeds == 2
     assert found.p == pytest.approx(1 - 2 / math.pi * math.atan(t))
 
-    found = paired_test(two_rows((0.5, 0.8, 0.4), (0.4, 0.4, 0.5)), "b", "a", "mAP")
+    found = paired_test(two_rows((0.5, 0.8, 0.4), (0.4, 0.4, 0.5)), B, A, "mAP")
     mean, deviation = -0.2 / 3, math.sqrt(((0.05 - 0.2 / 3) ** 2 + (0.2 - 0.2 / 3) ** 2 + (0.05 + 0.2 / 3) ** 2) / 2)
     t = mean / (deviation / math.sqrt(3))
     assert found.difference == pytest.approx(mean) and found.seeds == 3
@@ -83,13 +95,13 @@ def test_the_paired_test_of_two_and_three_seeds_is_that_of_the_closed_forms():
 def test_the_test_is_paired():
     """Seeds that differ much more than the rows: an unpaired test would see nothing."""
     first, second = (0.1, 0.5, 0.9, 0.3), (0.08, 0.47, 0.88, 0.27)
-    assert paired_test(two_rows(first, second), "a", "b", "R-1").p < 0.01
-    assert paired_test(two_rows(first, second[::-1]), "a", "b", "R-1").p > 0.5
+    assert paired_test(two_rows(first, second), A, B, "R-1").p < 0.01
+    assert paired_test(two_rows(first, second[::-1]), A, B, "R-1").p > 0.5
 
 
 def test_only_seeds_that_both_rows_have_for_every_target_are_paired():
     lines = two_rows((0.5, 0.8, 0.1), (0.4, 0.4)) + two_rows((0.7, 0.8), (0.4, 0.2, 0.9), target="y")
-    found = paired_test([*lines, line("z", "c", 0, 0.5, 0.5)], "a", "b", "R-1")
+    found = paired_test([*lines, line("z", "c", 0, 0.5, 0.5)], A, B, "R-1")
     assert found.seeds == 2
     assert found.difference == pytest.approx(((0.6 - 0.4) + (0.8 - 0.3)) / 2)
 
@@ -98,12 +110,12 @@ def test_only_seeds_that_both_rows_have_for_every_target_are_paired():
     ("first", "second"), [((), ()), ((0.5,), (0.4,)), ((0.5, 0.6), (0.4, 0.5)), ((0.5, 0.5), (0.5, 0.5))]
 )
 def test_no_p_value_where_there_is_none(first, second):
-    assert math.isnan(paired_test(two_rows(first, second), "a", "b", "R-1").p)
+    assert math.isnan(paired_test(two_rows(first, second), A, B, "R-1").p)
 
 
 def test_the_comparison_in_words():
     lines = two_rows((0.5, 0.8), (0.4, 0.4))
-    assert comparison(lines, "a", "b") == (
-        "a - b: R-1 +25.0 points (p = 0.344), mAP +12.5 points (p = 0.344), paired t test over 2 seeds"
+    assert comparison(lines, A, B) == (
+        "A - B: R-1 +25.0 points (p = 0.344), mAP +12.5 points (p = 0.344), paired t test over 2 seeds"
     )
-    assert comparison(lines, "a", "c") == "a - c: a paired test needs two seeds that both rows have, there are 0"
+    assert comparison(lines, A, C) == "A - C: a paired test needs two seeds that both rows have, there are 0"
