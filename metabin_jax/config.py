@@ -37,7 +37,7 @@ META_TEST_LOSSES = ("triplet",)
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
     2: ("batch.ids_per_domain", "batch.images_per_id", "batch.ids_per_batch"),  # triplets: a positive, a negative
-    1: ("meta.beta_epochs", "epochs", "log_every", "eval.batch_size"),
+    1: ("meta.beta_epochs", "epochs", "steps_per_dispatch", "log_every", "eval.batch_size"),
     0: (
         "seed", "steps_per_epoch", "data.pad", "batch.meta_train_domains", "loss.margin", "loss.smoothing",
         "optimizer.alpha", "optimizer.momentum", "optimizer.weight_decay", "optimizer.bias_lr_factor",
@@ -87,6 +87,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.data.width = 128  # pixels, Sec. 4.1
     config.data.pad = 10  # pixels, before the random crop; released code
     config.data.cache_dir = "~/.cache/metabin_jax/images"  # decoded images; safe to delete
+    config.data.resident = False  # all images in the memory of each device, 12 GB for the paper's; the same batches
 
     config.model = ConfigDict()
     config.model.name = "mobilenetv2_1.4"  # Sec. 4.1; see models.create for the others
@@ -131,6 +132,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
 
     config.epochs = 100  # Sec. 4.1
     config.steps_per_epoch = 0  # 0: every image once, each identity's padded to a multiple of images_per_id
+    config.steps_per_dispatch = 1  # in one program, where the set is resident; small nets wait for the host otherwise
     config.log_every = 50  # steps
     config.selection = "last"  # last | source_val: the checkpoint best on held-out source identities
     config.val_fraction = 0.1  # of each source's identities, held out when selection is source_val
@@ -203,6 +205,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"config.eval.metric is {config.eval.metric!r}, but re-ranking and query expansion know only directions: "
             "choose cosine"
+        )
+    if config.steps_per_dispatch > 1 and not config.data.resident:
+        raise ValueError(
+            f"config.steps_per_dispatch is {config.steps_per_dispatch}, but images from the host come step by step: "
+            "set it to 1, or --config.data.resident=True"
         )
     if config.data.source != "synthetic" and not config.data.path:
         raise ValueError(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from metabin_jax.files import whole
 
 # What may change between a run and its resumption.
-RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir")
+RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir", "data.resident", "steps_per_dispatch")
 
 
 def read_json(path: Path) -> Any:
@@ -120,7 +121,7 @@ def _git_revision() -> str | None:
 class MetricsWriter:
     """metrics.jsonl, TensorBoard events and a progress line. Use as a context.
 
-    A step's metrics are fetched when the next step is on its way, so that the device never waits for the log. On
+    What is to be kept is fetched when the next dispatch is on its way, so that the device never waits for the log. On
     resuming at `start`, rows beyond it are dropped: they will be written again.
     """
 
@@ -131,7 +132,7 @@ class MetricsWriter:
         write_text(self._path, "".join(row + "\n" for row in kept))
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._total, self._every = total, log_every
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[range, dict[str, jax.Array]] | None = None
         self._since: float | None = None
         self._images, self._last = 0, start
 
@@ -142,14 +143,21 @@ class MetricsWriter:
         self.flush()
         self._events.close()
 
-    def step(self, step: int, metrics: dict[str, jax.Array], images: int) -> None:
-        """Counts one step of `images` images; every log_every steps, and at the last, its metrics are kept."""
+    def step(self, step: int, metrics: dict[str, jax.Array], images: int, num_steps: int = 1) -> None:
+        """Counts the steps of one dispatch, up to `step`, of `images` images together.
+
+        metrics: [num_steps] each, or scalars of one step; kept are those of every log_every steps, and of the last.
+        """
         self.flush()
         if self._since is None:
             self._since = time.monotonic()  # and not before, when the first step was compiled
         self._images += images
-        if step % self._every == 0 or step == self._total:
-            self._pending = (step, metrics)
+        steps = range(step + 1 - num_steps, step + 1)
+        if any(map(self._is_kept, steps)):
+            self._pending = (steps, metrics)
+
+    def _is_kept(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._total
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Adds a row of its own."""
@@ -162,13 +170,16 @@ class MetricsWriter:
         """Writes what is pending; call it before a checkpoint, which is never to be ahead of the log."""
         if self._pending is None or self._since is None:
             return
-        step, metrics = self._pending
-        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        steps, metrics = self._pending
+        values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
         elapsed = time.monotonic() - self._since
-        row["images_per_second"] = self._images / elapsed
-        self.write(step, row)
-        self._progress(step, row, elapsed / (step - self._last))
-        self._pending, self._images, self._since, self._last = None, 0, time.monotonic(), step
+        for number, step in enumerate(steps):
+            if self._is_kept(step):
+                row = {name: float(value[number]) for name, value in values.items()}
+                row["images_per_second"] = self._images / elapsed
+                self.write(step, row)
+        self._progress(steps[-1], row, elapsed / (steps[-1] - self._last))
+        self._pending, self._images, self._since, self._last = None, 0, time.monotonic(), steps[-1]
 
     def _progress(self, step: int, row: dict[str, float], seconds_per_step: float) -> None:
         left = round((self._total - step) * seconds_per_step)

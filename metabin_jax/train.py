@@ -16,6 +16,7 @@ from metabin_jax.algorithm import Batch, Metrics, TrainState
 from metabin_jax.build import Run, alpha_schedule, build, load_images, resolve, with_weights
 from metabin_jax.checkpoint import Checkpoints, has_checkpoint
 from metabin_jax.compilation import compile_ahead, use_compilation_cache
+from metabin_jax.data import resident
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
 from metabin_jax.evaluate import evaluate_checkpoint, read_targets, source_score
@@ -62,6 +63,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     run, targets = build(config), read_targets(config)
     devices = jax.devices()
     check_divisible(run, len(devices))
+    if config.data.resident:
+        resident.check_fits(len(run.data.records), (config.data.height, config.data.width), jax.local_devices()[0])
     if config.init and not has_checkpoint(workdir):
         with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
@@ -69,19 +72,26 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     replicated, sharded = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     total = config.epochs * run.steps_per_epoch
-    step_fn = make_step(run)
+    step_fn, compiled = make_step(run), set()
     with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
         state = first_state(run, checkpoints, replicated)
         start = int(state.step)
         if start < total:
             print(f"{describe(run)}: from step {start} to {total}, compiling first", file=sys.stderr)
+            if config.data.resident:
+                step_fn = resident.several_steps(
+                    step_fn, resident.put(images, run.data.pid, run.data.domain, replicated)
+                )
+        step = start
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
-            for step, raw in enumerate(read_batches(run, images, start, total), start=start + 1):
+            for raw in read_batches(run, images, start, total):
                 batch = jax.device_put(raw, sharded)
-                if step == start + 1:
+                if raw.num_steps not in compiled:
                     compile_ahead(step_fn.func, state, batch, **step_fn.keywords)
+                    compiled.add(raw.num_steps)
                 state, metrics = step_fn(state, batch)
-                writer.step(step, metrics, images=sum(len(batch.pid) for batch in raw if batch))
+                step += raw.num_steps
+                writer.step(step, metrics, raw.num_images, raw.num_steps)
                 if step % run.steps_per_epoch == 0:
                     writer.flush()
                     score = None
@@ -107,9 +117,12 @@ def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> 
     return jax.device_put(state, sharding)
 
 
-def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches]:
-    """The batches of steps start to stop - 1."""
+def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches | resident.StepRows]:
+    """The batches of steps start to stop - 1 or, of a resident set, their rows."""
     data, meta = run.data, run.meta.meta if run.meta else None
+    if run.config.data.resident:
+        spans = resident.cut(start, stop, run.config.steps_per_dispatch, run.steps_per_epoch)
+        return resident.step_rows(run.base.base, meta, spans)
     return batches(images, data.pid, data.domain, run.base.base, meta, start, stop)
 
 

@@ -113,6 +113,11 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"batch__ids_per_domain": 1}, "config.batch.ids_per_domain must be 2 or more; got 1"),
         ({"batch__ids_per_batch": 1}, "config.batch.ids_per_batch must be 2 or more; got 1"),
         ({"__epochs": 0}, "config.epochs must be 1 or more; got 0"),
+        ({"__steps_per_dispatch": 0}, "config.steps_per_dispatch must be 1 or more; got 0"),
+        (
+            {"__steps_per_dispatch": 8},
+            "config.steps_per_dispatch is 8, but images from the host come step by step",
+        ),
         ({"__log_every": 0}, "config.log_every must be 1 or more; got 0"),
         ({"eval__batch_size": 0}, "config.eval.batch_size must be 1 or more; got 0"),
         ({"eval__query_expansion": -1}, "config.eval.query_expansion must be 0 or more; got -1"),

@@ -1,8 +1,9 @@
 import itertools
 
+import jax
 import numpy as np
 
-from metabin_jax.data.pipeline import RawBatch, batches
+from metabin_jax.data.pipeline import Buffers, RawBatch, batches
 from metabin_jax.data.sampler import DomainSampler, EpochSampler, MetaSampler
 
 RNG = np.random.default_rng(0)
@@ -63,3 +64,17 @@ def test_reads_only_a_few_steps_ahead():
     first = list(itertools.islice(batches(IMAGES, PID, DOMAIN, base, META, 0, 1000), 3))
     assert len(first) == 3
     assert max(asked) < 20
+
+
+def test_memory_is_used_again_and_never_while_it_is_held():
+    """Held are a batch, a slice of one, and what JAX made of one, which on a CPU it may only point to."""
+    buffers = Buffers()
+    first, second, third = (buffers.empty((64, 64)) for _ in range(3))
+    first[:], second[:], third[:] = 1, 2, 3
+    part, array = second[1:], jax.device_put(third)
+    del second, third
+    for value in range(5):
+        buffers.empty((64, 64))[:] = value  # held by nobody
+    last = buffers.empty((64, 64))
+    assert (last == 4).all()  # the negative control: what nobody holds is written over
+    assert (first == 1).all() and (part == 2).all() and (np.asarray(array) == 3).all()

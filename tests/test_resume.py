@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import STEPS, Killed, killed_after, rows, tiny_config
+from tiny_run import STEPS, Killed, killed_after, resident_config, rows, tiny_config
 
 from metabin_jax import build, train
 from metabin_jax.algorithm import MetaBIN
@@ -86,6 +86,27 @@ def test_a_run_can_be_made_longer(folder, straight, tmp_path):
     config.epochs = 3
     train.train(config, tmp_path)
     assert_same_run(config, tmp_path, straight[0])
+
+
+def test_a_run_moves_between_the_host_and_a_resident_set(folder, straight, tmp_path, monkeypatch):
+    """Epochs of 3 steps, in dispatches of 2 and 1; killed within an epoch each time."""
+    sizes = []
+    compile_ahead = train.compile_ahead
+
+    def spy(jitted, state, batch, **kwargs):
+        sizes.append(batch.num_steps)
+        compile_ahead(jitted, state, batch, **kwargs)
+
+    monkeypatch.setattr(train, "compile_ahead", spy)
+    config = resident_config(folder, steps_per_dispatch=2)
+    with killed_after(5):
+        train.train(config, tmp_path)
+    assert sizes == [2, 1]
+    with killed_after(8):
+        train.train(tiny_config(folder), tmp_path)
+    assert train.train(config, tmp_path) == straight[1]
+    assert_same_run(config, tmp_path, straight[0])
+    assert train.train(config, tmp_path) == straight[1]  # done, and only evaluated again
 
 
 SLOW_RUN = """

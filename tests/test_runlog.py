@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from metabin_jax import runlog
@@ -69,9 +70,9 @@ def test_a_workdir_is_of_one_config(tmp_path):
     config = metabin()
     describe_run(config, tmp_path)
     written = (tmp_path / "config.json").read_text()
-    for field, value in (("epochs", 3), ("log_every", 7)):
+    for field, value in (("epochs", 3), ("log_every", 7), ("steps_per_dispatch", 8)):
         config[field] = value
-    config.data.path, config.data.cache_dir = "moved", "elsewhere"
+    config.data.path, config.data.cache_dir, config.data.resident = "moved", "elsewhere", True
     config.eval.policy = "ignore"
     check_workdir(config, tmp_path)
     config.optimizer.alpha = 0.5
@@ -124,6 +125,21 @@ def test_every_so_many_steps_a_row_and_at_the_last(tmp_path):
     events = list((tmp_path / "tensorboard").iterdir())
     assert len(events) == 1
     assert events[0].stat().st_size > 200
+
+
+def test_a_dispatch_of_several_steps_logs_each_on_its_row(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now)
+    with MetricsWriter(tmp_path, 0, total=9, log_every=2) as writer:
+        for first, last in ((1, 4), (5, 7), (8, 8), (9, 9)):
+            steps = np.arange(first, last + 1)
+            several = {"base/triplet": jnp.asarray(steps / 2)} if last < 9 else metrics(9)
+            writer.step(last, several, images=80 * len(steps), num_steps=len(steps))
+            now += len(steps)
+    assert rows(tmp_path)[-1].pop("rho/stem") == 1
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6, 8, 9]
+    for row in rows(tmp_path):
+        assert (row["base/triplet"], row["images_per_second"]) == (row["step"] / 2, 80)
 
 
 def test_resuming_drops_the_rows_that_will_come_again(tmp_path):

@@ -57,6 +57,13 @@ def tiny_config(folder: Path, preset: str = "paper") -> ConfigDict:
     return config
 
 
+def resident_config(folder: Path, steps_per_dispatch: int) -> ConfigDict:
+    """The same, with the images on the device."""
+    config = tiny_config(folder)
+    config.data.resident, config.steps_per_dispatch = True, steps_per_dispatch
+    return config
+
+
 class PixelNet(nn.Module):
     """As models.ReID, but its backbone is one MetaBIN layer over a coarse picture."""
 

@@ -1,5 +1,9 @@
 """Batches for the training loop: indices from the samplers, pixels from the cache, read ahead by grain."""
 
+import math
+import mmap
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,6 +29,34 @@ class StepBatches(NamedTuple):
     meta_train: RawBatch | None = None
     meta_test: RawBatch | None = None
 
+    @property
+    def num_steps(self) -> int:
+        return 1
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(batch.pid) for batch in self if batch)
+
+
+class Buffers:
+    """Memory for arrays of uint8, used again when nobody holds the last array there: fresh pages cost more than to
+    copy into them."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """As np.empty; may be called by several threads."""
+        free = self._free[math.prod(shape)]
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = mmap.mmap(-1, math.prod(shape))
+        array = np.frombuffer(memory, np.uint8)
+        # Every view has `array` as its base, and JAX holds what it was given where it reads without a copy.
+        weakref.finalize(array, free.append, memory)
+        return array.reshape(shape)
+
 
 def batches(
     images: np.ndarray,
@@ -44,10 +76,12 @@ def batches(
       meta: step -> indices of the meta-train and of the meta-test batch, such as MetaSampler.meta;
         None without meta-learning.
     """
-    pixels = np.asarray(images)
+    pixels, buffers = np.asarray(images), Buffers()
 
     def gather(index: np.ndarray) -> RawBatch:
-        return RawBatch(pixels[index], pid[index].astype(np.int32), domain[index].astype(np.int32))
+        image = buffers.empty((len(index), *pixels.shape[1:]))
+        np.take(pixels, index, axis=0, out=image, mode="clip")  # the default, "raise", would copy twice
+        return RawBatch(image, pid[index].astype(np.int32), domain[index].astype(np.int32))
 
     def load(step: int) -> StepBatches:
         return StepBatches(gather(base(step)), *map(gather, meta(step) if meta else ()))

@@ -1,0 +1,92 @@
+"""The whole set in the memory of the device: a dispatch takes the rows of several steps, and the device gathers."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metabin_jax.data.pipeline import READ_AHEAD, RawBatch, StepBatches
+
+
+class StepRows(NamedTuple):
+    """Of K steps, the rows of X_B, X_S and X_T in the set: int32 [N, K]; without meta-learning the last two are None.
+
+    The images come first, as in a StepBatches, so that both are cut over devices alike.
+    """
+
+    base: np.ndarray
+    meta_train: np.ndarray | None = None
+    meta_test: np.ndarray | None = None
+
+    @property
+    def num_steps(self) -> int:
+        return self.base.shape[1]
+
+    @property
+    def num_images(self) -> int:
+        return sum(rows.size for rows in self if rows is not None)
+
+
+def step_rows(
+    base: Callable[[int], np.ndarray],
+    meta: Callable[[int], tuple[np.ndarray, np.ndarray]] | None,
+    spans: list[range],
+) -> Iterator[StepRows]:
+    """Yields the rows of each span of steps; base and meta as in `pipeline.batches`, which yields the same images."""
+
+    def load(span: range) -> StepRows:
+        of_steps = [(base(step), *(meta(step) if meta else ())) for step in span]
+        return StepRows(*(np.stack(rows, axis=1).astype(np.int32) for rows in zip(*of_steps, strict=True)))
+
+    return iter(grain.MapDataset.source(spans).map(load).to_iter_dataset(READ_AHEAD))
+
+
+def cut(start: int, stop: int, steps_per_dispatch: int, steps_per_epoch: int) -> list[range]:
+    """The steps start to stop - 1, so many at a time, and fewer where an epoch ends, as its checkpoint comes there."""
+    spans = []
+    while start < stop:
+        end = min(start + steps_per_dispatch, (start // steps_per_epoch + 1) * steps_per_epoch, stop)
+        spans.append(range(start, end))
+        start = end
+    return spans
+
+
+def check_fits(num_images: int, size: tuple[int, int], device: Any) -> None:
+    """Raises ValueError if images of `size` (height, width) exceed what the device says it may use."""
+    height, width = size
+    needed = num_images * height * width * 3
+    limit = (device.memory_stats() or {}).get("bytes_limit")  # a CPU says nothing
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"the {num_images} images take {needed / 2**30:.1f} GiB, but JAX may use {limit / 2**30:.1f} GiB of "
+            f"{device.device_kind}: train with --config.data.resident=False"
+        )
+
+
+def put(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, sharding: jax.sharding.Sharding) -> RawBatch:
+    """The set on the device: images uint8 [n, H, W, 3], pid and domain int [n]."""
+    return jax.device_put(RawBatch(np.asarray(images), pid.astype(np.int32), domain.astype(np.int32)), sharding)
+
+
+def several_steps(step_fn: functools.partial, dataset: RawBatch) -> functools.partial:
+    """Of a step (state, StepBatches) -> (state, metrics), as `train.make_step` returns, several in one program.
+
+    Returns (state, StepRows) -> (state, metrics), each metric [K]; the state is donated, as it is to `step_fn`.
+    """
+
+    def steps_fn(state: Any, rows: StepRows, dataset: RawBatch, **kwargs: Any) -> tuple[Any, Any]:
+        def gather(row_N: Any) -> RawBatch:
+            return jax.tree.map(lambda leaf: leaf.at[row_N].get(mode="promise_in_bounds"), dataset)
+
+        def one(state: Any, rows_of_step: StepRows) -> tuple[Any, Any]:
+            raw = StepBatches(*(gather(row_N) for row_N in rows_of_step if row_N is not None))
+            return step_fn.func(state, raw, **kwargs)
+
+        return jax.lax.scan(one, state, jax.tree.map(jnp.transpose, rows))
+
+    # The set is an argument: as a constant it would be part of the program.
+    return functools.partial(jax.jit(steps_fn, donate_argnums=0), dataset=dataset, **step_fn.keywords)
