@@ -1,7 +1,6 @@
 """Training of a config in a workdir."""
 
 import functools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from metabin_jax.algorithm import Batch, Metrics, TrainState
@@ -18,6 +17,7 @@ from metabin_jax.checkpoint import Checkpoints, has_checkpoint
 from metabin_jax.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
+from metabin_jax.devices import Placement, check_shared, say
 from metabin_jax.evaluate import evaluate_checkpoint, read_targets, source_score
 from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run
 
@@ -60,28 +60,27 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     config = resolve(config)
     check_workdir(config, workdir)
     run, targets = build(config), read_targets(config)
-    devices = jax.devices()
-    check_divisible(run, len(devices))
+    placement = Placement.over(jax.devices())
+    check_divisible(run, placement.whole.num_devices)
     if config.init and not has_checkpoint(workdir):
         with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    replicated, sharded = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    check_shared(workdir / "config.json")
     total = config.epochs * run.steps_per_epoch
     step_fn = make_step(run)
     with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
-        state = first_state(run, checkpoints, replicated)
+        state = first_state(run, checkpoints, placement.whole)
         start = int(state.step)
         if start < total:
-            print(f"{describe(run)}: from step {start} to {total}, compiling first", file=sys.stderr)
+            say(f"{describe(run)}: from step {start} to {total}, compiling first")
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
             for step, raw in enumerate(read_batches(run, images, start, total), start=start + 1):
-                batch = jax.device_put(raw, sharded)
+                batch = placement.put(raw)
                 if step == start + 1:
                     compile_ahead(step_fn.func, state, batch, **step_fn.keywords)
                 state, metrics = step_fn(state, batch)
-                writer.step(step, metrics, images=sum(len(batch.pid) for batch in raw if batch))
+                writer.step(step, metrics, images=sum(len(part.pid) for part in batch if part))
                 if step % run.steps_per_epoch == 0:
                     writer.flush()
                     score = None
@@ -103,14 +102,24 @@ def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> 
     state = run.init()
     if run.config.init:
         state, report = with_weights(run.config, state)
-        print(f"{run.config.init}: {report}", file=sys.stderr)
+        say(f"{run.config.init}: {report}")
     return jax.device_put(state, sharding)
 
 
 def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches]:
-    """The batches of steps start to stop - 1."""
-    data, meta = run.data, run.meta.meta if run.meta else None
-    return batches(images, data.pid, data.domain, run.base.base, meta, start, stop)
+    """The batches of steps start to stop - 1, of which a process reads the rows of its own devices."""
+    data, own, meta = run.data, Placement.over(jax.devices()).own, None
+
+    def base(step: int) -> np.ndarray:
+        return own(run.base.base(step))
+
+    if sampler := run.meta:
+
+        def meta(step: int) -> tuple[np.ndarray, np.ndarray]:
+            meta_train, meta_test = sampler.meta(step)
+            return own(meta_train), own(meta_test)
+
+    return batches(images, data.pid, data.domain, base, meta, start, stop)
 
 
 def describe(run: Run) -> str:
