@@ -20,6 +20,7 @@ from metabin_jax.data import dataset
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.records import Record
 from metabin_jax.data.sampler import DomainSampler, EpochSampler, MetaSampler
+from metabin_jax.devices import first_before_others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ def read(config: ConfigDict, domains: Sequence[str] = ()) -> list[Record]:
 def load_images(config: ConfigDict, records: Sequence[Record]) -> np.ndarray:
     """The images of `records` under the config's data settings, uint8 [n, H, W, 3]."""
     data = config.data
-    return dataset.load_images(data.source, records, (data.height, data.width), data.cache_dir)
+    size = (data.height, data.width)
+    return first_before_others(lambda: dataset.load_images(data.source, records, size, data.cache_dir))
 
 
 def build(config: ConfigDict) -> Run:

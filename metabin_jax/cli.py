@@ -26,7 +26,7 @@ commands:
 
 metabin COMMAND --help lists the options of a command."""
 
-TRAIN_HELP = """usage: metabin train --config=FILE[:PRESET] --workdir=DIR [--config.FIELD=VALUE ...]
+TRAIN_HELP = """usage: metabin train --config=FILE[:PRESET] --workdir=DIR [--distributed] [--config.FIELD=VALUE ...]
 
   --config=configs/metabin.py            the paper's setting (PRESET: paper, the default, or official)
   --config=configs/benchmark.py:paper    a benchmark of the field, on sets made ready by metabin prepare
@@ -34,19 +34,21 @@ TRAIN_HELP = """usage: metabin train --config=FILE[:PRESET] --workdir=DIR [--con
   --config=configs/finetune.py           your own folder of domains, from ImageNet weights
   --config=configs/demo.py               the embedded synthetic set
   --workdir=DIR                          checkpoints, metrics and config go here; a run found here goes on
+  --distributed                          this is one of several processes of the same command, see docs/devices.md
   --config.init=FILE                     start from weights: torchreid's, torchvision's, timm's, the released MetaBIN's
   --config.data.path=DIR                 any field of the config, by its path
   --config.data.eval_domains="('a',)"    tuples as in Python
 
 The fields and their sources stand in metabin_jax/config.py."""
 
-EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--config.FIELD=VALUE ...]
+EVALUATE_HELP = """usage: metabin evaluate --workdir=DIR [--distributed] [--config.FIELD=VALUE ...]
 
   --workdir=DIR                          a workdir of `metabin train`; its config is taken as it is, except for
   --config.data.eval_domains="('a',)"    other domains,
   --config.data.path=DIR                 images elsewhere,
   --config.eval.rerank=True              re-ranking; query expansion by --config.eval.query_expansion=K,
-  --config.eval.policy=ignore            or any other field of data, eval and selection"""
+  --config.eval.policy=ignore            or any other field of data, eval and selection
+  --distributed                          this is one of several processes of the same command, see docs/devices.md"""
 
 REPORT_HELP = """usage: metabin report RUN [--output=FILE] [--config.FIELD=VALUE ...]
 
@@ -135,17 +137,21 @@ def _is_the_users(error: Exception) -> bool:
 
 
 def train(arguments: list[str]) -> None:
+    distributed, arguments = _take_distributed(arguments)
     options, fields = parse(arguments, "--config", "--workdir")
     config = load_config(options["config"])
     override_all(config, fields)
+    _start(distributed)
     from metabin_jax.train import train
 
     _print_results(train(config, options["workdir"]), options["workdir"])
 
 
 def evaluate(arguments: list[str]) -> None:
+    distributed, arguments = _take_distributed(arguments)
     options, fields = parse(arguments, "--workdir")
     config = trained_config(options["workdir"], fields)
+    _start(distributed)
     from metabin_jax.evaluate import evaluate
 
     _print_results(evaluate(config, options["workdir"]), options["workdir"])
@@ -230,7 +236,24 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
 }
 
 
+def _take_distributed(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether --distributed is among the arguments, and the others."""
+    others = [argument for argument in arguments if argument != "--distributed"]
+    return len(others) < len(arguments), others
+
+
+def _start(distributed: bool) -> None:
+    if distributed:
+        from metabin_jax.devices import start
+
+        start()
+
+
 def _print_results(results: dict, workdir: str) -> None:
+    from metabin_jax.devices import is_first
+
+    if not is_first():
+        return
     if results["targets"]:
         from metabin_jax.benchmark.tables import console
 

@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: its config, its circumstances and its metrics."""
+"""What a run writes beside its checkpoints: its config, its circumstances and its metrics. Process 0 alone writes."""
 
 import importlib.metadata
 import json
@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from metabin_jax.devices import is_first
 from metabin_jax.files import whole
 
 # What may change between a run and its resumption.
@@ -35,6 +36,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
+    if not is_first():
+        return
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -130,7 +133,7 @@ class MetricsWriter:
         rows = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
         write_text(self._path, "".join(row + "\n" for row in kept))
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=is_first())
         self._total, self._every = total, log_every
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
         self._since: float | None = None
@@ -161,6 +164,8 @@ class MetricsWriter:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Adds a row of its own."""
+        if not is_first():
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
         for name, value in row.items():
@@ -182,6 +187,8 @@ class MetricsWriter:
         self._pending, self._images, self._since, self._last = None, 0, time.monotonic(), steps[-1]
 
     def _progress(self, step: int, row: dict[str, float], seconds_per_step: float) -> None:
+        if not is_first():
+            return
         left = round((self._total - step) * seconds_per_step)
         loss = sum(value for name, value in row.items() if name.startswith("base/"))
         eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

@@ -1,7 +1,6 @@
 """Training of a config in a workdir."""
 
 import functools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from metabin_jax.algorithm import Batch, Metrics, TrainState
@@ -19,6 +18,7 @@ from metabin_jax.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.data import resident
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
+from metabin_jax.devices import Placement, check_shared, say
 from metabin_jax.evaluate import evaluate_checkpoint, read_targets, source_score
 from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run
 
@@ -61,37 +61,35 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     config = resolve(config)
     check_workdir(config, workdir)
     run, targets = build(config), read_targets(config)
-    devices = jax.devices()
-    check_divisible(run, len(devices))
+    placement = Placement.over(jax.devices())
+    check_divisible(run, placement.whole.num_devices)
     if config.data.resident:
         resident.check_fits(len(run.data.records), (config.data.height, config.data.width), jax.local_devices()[0])
     if config.init and not has_checkpoint(workdir):
         with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    replicated, sharded = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    check_shared(workdir / "config.json")
     total = config.epochs * run.steps_per_epoch
     step_fn, compiled = make_step(run), set()
     with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
-        state = first_state(run, checkpoints, replicated)
+        state = first_state(run, checkpoints, placement.whole)
         start = int(state.step)
         if start < total:
-            print(f"{describe(run)}: from step {start} to {total}, compiling first", file=sys.stderr)
+            say(f"{describe(run)}: from step {start} to {total}, compiling first")
             if config.data.resident:
-                step_fn = resident.several_steps(
-                    step_fn, resident.put(images, run.data.pid, run.data.domain, replicated)
-                )
+                dataset = resident.put(images, run.data.pid, run.data.domain, placement.whole)
+                step_fn = resident.several_steps(step_fn, dataset)
         step = start
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
             for raw in read_batches(run, images, start, total):
-                batch = jax.device_put(raw, sharded)
-                if raw.num_steps not in compiled:
+                batch = placement.put(raw)
+                if batch.num_steps not in compiled:
                     compile_ahead(step_fn.func, state, batch, **step_fn.keywords)
-                    compiled.add(raw.num_steps)
+                    compiled.add(batch.num_steps)
                 state, metrics = step_fn(state, batch)
-                step += raw.num_steps
-                writer.step(step, metrics, raw.num_images, raw.num_steps)
+                step += batch.num_steps
+                writer.step(step, metrics, batch.num_images, batch.num_steps)
                 if step % run.steps_per_epoch == 0:
                     writer.flush()
                     score = None
@@ -113,17 +111,27 @@ def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> 
     state = run.init()
     if run.config.init:
         state, report = with_weights(run.config, state)
-        print(f"{run.config.init}: {report}", file=sys.stderr)
+        say(f"{run.config.init}: {report}")
     return jax.device_put(state, sharding)
 
 
 def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches | resident.StepRows]:
-    """The batches of steps start to stop - 1 or, of a resident set, their rows."""
-    data, meta = run.data, run.meta.meta if run.meta else None
+    """The batches of steps start to stop - 1 or, of a resident set, their rows; of each, what this process needs."""
+    data, own, meta = run.data, Placement.over(jax.devices()).own, None
+
+    def base(step: int) -> np.ndarray:
+        return own(run.base.base(step))
+
+    if sampler := run.meta:
+
+        def meta(step: int) -> tuple[np.ndarray, np.ndarray]:
+            meta_train, meta_test = sampler.meta(step)
+            return own(meta_train), own(meta_test)
+
     if run.config.data.resident:
         spans = resident.cut(start, stop, run.config.steps_per_dispatch, run.steps_per_epoch)
-        return resident.step_rows(run.base.base, meta, spans)
-    return batches(images, data.pid, data.domain, run.base.base, meta, start, stop)
+        return resident.step_rows(base, meta, spans)
+    return batches(images, data.pid, data.domain, base, meta, start, stop)
 
 
 def describe(run: Run) -> str:

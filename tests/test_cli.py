@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metabin_jax import cli, evaluate, train
+from metabin_jax import cli, devices, evaluate, train
 from metabin_jax.data import synthetic
 from metabin_jax.models import reid
 from metabin_jax.options import load_config
@@ -57,8 +57,8 @@ OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.d
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("train", OPTIONS),
-        ("evaluate", OPTIONS),
+        ("train", (*OPTIONS, "--distributed")),
+        ("evaluate", (*OPTIONS, "--distributed")),
         ("report", ("RUN", "--output=FILE", *OPTIONS[1:])),
         ("prepare", ("NAME", "--manual_dir=DIR", "--data_dir=DIR", "--allow_incomplete", "market1501")),
         ("embed", ("PATH", "--checkpoint=RUN", "--output=", "exit status is 1")),
@@ -204,6 +204,13 @@ def test_results_are_printed(capsys):
         "c: verification: TPR n/a at FAR n/a, threshold n/a (0 positive, 9 negative pairs)",
         "step 3; metrics, checkpoints, evaluation.json and evaluation.md are in w",
     ]
+
+
+@pytest.mark.parametrize("flags", [[], ["--distributed"]])
+def test_other_processes_are_looked_for_first_where_asked(capsys, tmp_path, trained, monkeypatch, flags):
+    monkeypatch.setattr(devices, "start", lambda: trained.append("start"))
+    assert run(capsys, "train", DEMO, *flags, f"--workdir={tmp_path}")[0] == 0
+    assert trained[:-1] == ["start"] * len(flags)
 
 
 def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):

@@ -67,7 +67,7 @@ def test_one_trace_serves_any_number_of_images(net, image_NHWC):
         embed(*net, image_NHWC[:count], 7)
     assert NUM_TRACES == []
     embed(*net, image_NHWC, 9)
-    assert NUM_TRACES == [(9, 6, 4, 3)]
+    assert NUM_TRACES == [(10, 6, 4, 3)], "filled up to a multiple of the two devices"
 
 
 def test_rows_choose_and_order_the_images_of_a_memory_map(net, image_NHWC, tmp_path):

@@ -69,7 +69,11 @@ def check_fits(num_images: int, size: tuple[int, int], device: Any) -> None:
 
 def put(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, sharding: jax.sharding.Sharding) -> RawBatch:
     """The set on the device: images uint8 [n, H, W, 3], pid and domain int [n]."""
-    return jax.device_put(RawBatch(np.asarray(images), pid.astype(np.int32), domain.astype(np.int32)), sharding)
+    dataset = RawBatch(np.asarray(images), pid.astype(np.int32), domain.astype(np.int32))
+    # Not jax.device_put, by which many processes would first compare what each of them has.
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]), dataset
+    )
 
 
 def several_steps(step_fn: functools.partial, dataset: RawBatch) -> functools.partial:

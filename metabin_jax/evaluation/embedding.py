@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.augment import normalise
+from metabin_jax.devices import Placement
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_batch(model: nn.Module, variables: dict, image_NHWC: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed_batch(model: nn.Module, placement: Placement, variables: dict, image_NHWC: jax.Array) -> jax.Array:
     outputs: Any = model.apply(variables, normalise(image_NHWC), train=False)
     _, embedding_ND, _ = outputs
-    return embedding_ND.astype(jnp.float32)
+    # Whole on every device, so that every process can read all of it.
+    return jax.lax.with_sharding_constraint(embedding_ND.astype(jnp.float32), placement.whole)
 
 
 def embed(
@@ -67,14 +69,18 @@ def embed_batches(
 ) -> Iterator[NDArray[np.float32]]:
     """Embeddings [N, D] of one batch uint8 [N, H, W, 3] after the other, all of one shape.
 
-    Two batches are in flight: the device never waits for the host, nor does the host run far ahead.
+    A batch is filled up with zeros and cut over all devices; several processes give the same batches and get the same
+    embeddings. Two batches are in flight: the device never waits for the host, nor does the host run far ahead.
     """
-    variables = jax.device_put(variables)
-    before = None
+    placement = Placement.over(jax.devices())
+    variables = jax.device_put(variables, placement.whole)
+    before, num_images = None, 0
     for batch_NHWC in batches:
-        started = _embed_batch(model, variables, batch_NHWC)
+        missing = placement.filled(len(batch_NHWC)) - len(batch_NHWC)
+        batch_MHWC = np.pad(batch_NHWC, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        started = _embed_batch(model, placement, variables, placement.put(placement.own(batch_MHWC)))
         if before is not None:
-            yield np.asarray(before)
-        before = started
+            yield np.asarray(before)[:num_images]
+        before, num_images = started, len(batch_NHWC)
     if before is not None:
-        yield np.asarray(before)
+        yield np.asarray(before)[:num_images]
