@@ -19,7 +19,6 @@ from metabin_jax.report.data import RHO_BINS, rho_layers
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PALE = "#E0E0E0"
 THIRDS = ("shallow", "middle", "deep")
 
 
@@ -75,7 +74,7 @@ def draw(lines: Sequence[Line]) -> "Figure":
     figure = Figure(figsize=(9, 2.2 + 2.2 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     inside = colormaps["cividis"](np.linspace(0, 1, RHO_BINS))
-    colours = ListedColormap([to_rgba(figures.VERMILION), *inside, to_rgba(PALE)])
+    colours = ListedColormap([to_rgba(figures.VERMILION), *inside, to_rgba(figures.PALE)])
     for panel, (run, name) in zip(panels, names.items(), strict=True):
         own = [line for line in lines if line["run"] == run]
         share_LB = figures.per_seed(own, shares).mean(0)

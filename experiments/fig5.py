@@ -133,6 +133,7 @@ def draw(lines: Sequence[Line]) -> "Figure":
         panel.axhline(0, color="black", linewidth=0.8)
         edge = 1.1 * float((abs(mean_L) + std_L).max()) or 1.0
         panel.set(title=PAPER[loss][0], ylabel="mean gradient on rho", ylim=(-edge, edge))
+        panel.set_xlim(-0.6, len(mean_L) - 0.4)
         panel.ticklabel_format(axis="y", scilimits=(0, 0))
         for y, direction in ((0.75, "IN"), (0.25, "BN")):
             panel.text(1.01, y, f"towards {direction}", transform=panel.transAxes, rotation=90, va="center")

@@ -27,14 +27,15 @@ from metabin_jax.build import resolve
 from metabin_jax.checkpoint import Checkpoints, has_checkpoint
 from metabin_jax.compilation import use_compilation_cache
 from metabin_jax.files import whole
+from metabin_jax.runlog import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind tell apart too.
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
-GREY = "#8C8C8C"
+COLOURS = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+GREY, PALE = "#707070", "#D4D4D4"
 PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> what pip calls it
 
 
@@ -42,8 +43,8 @@ PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> 
 class Analysis:
     """name: of its module. rows: what is trained. measure: the line of a trained run, "run", "target" and "seed" first.
 
-    report: the lines in words; draw: in a picture, None for a table. needs: modules, of PACKAGES. one_seed: whether the
-    first seed is enough.
+    report: the lines in words; draw: in a picture, None for a table. needs: modules, of PACKAGES, without which nothing
+    can be measured.
     """
 
     name: str
@@ -51,8 +52,7 @@ class Analysis:
     measure: Callable[[Job], Line]
     report: Callable[[Sequence[Line]], str]
     draw: "Callable[[Sequence[Line]], Figure] | None" = None
-    needs: tuple[str, ...] = ("matplotlib",)
-    one_seed: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def from_table4(*names: str) -> Callable[[Setting, Path], Sequence[Row]]:
@@ -90,6 +90,12 @@ def restore(job: Job) -> tuple[ConfigDict, int, dict[str, Any]]:
     with Checkpoints(job.folder, scored=config.selection == "source_val", create=False) as checkpoints:
         step = checkpoints.selected_step()
         return config, step, checkpoints.restore_variables(step)
+
+
+def scores(job: Job) -> dict[str, dict[str, float]]:
+    """What the evaluation of a trained run measured: domain -> metric -> fraction."""
+    check_trained(job)
+    return read_json(job.folder / "evaluation.json")["targets"]
 
 
 def per_seed(lines: Sequence[Line], value: Callable[[Line], ArrayLike]) -> NDArray[np.float64]:
@@ -133,15 +139,15 @@ def main(analysis: Analysis) -> None:
     parser = command_line(analysis.name, __doc__)
     parser.add_argument("--redraw", type=Path, metavar="JSONL", help="draw these numbers; nothing is trained")
     try:
-        missing = [PACKAGES[module] for module in analysis.needs if importlib.util.find_spec(module) is None]
+        args = parse(parser)
+        needs = (*["matplotlib"] * bool(analysis.draw), *(() if args.redraw else analysis.needs))
+        missing = [PACKAGES[module] for module in needs if importlib.util.find_spec(module) is None]
         if missing:
             raise ValueError(f"it needs {' and '.join(missing)}: .venv/bin/pip install {' '.join(missing)}")
-        args = parse(parser)
         log = args.redraw or args.workdir / f"{analysis.name}.jsonl"
         if args.redraw is None:
             rows = analysis.rows(args.setting, args.workdir)
-            seeds = args.seeds[: 1 if analysis.one_seed else None]
-            where = args.setting, seeds, args.workdir, args.targets, args.jobs
+            where = args.setting, args.seeds, args.workdir, args.targets, args.jobs
             run_study(rows, *where)
             run_study(rows, *where, work=analysis.measure, log_name=log.name)
         lines = study.read(log)
