@@ -27,6 +27,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.settings import Setting
@@ -65,15 +66,19 @@ class Job:
         name = re.sub(r"[^a-z0-9]+", "-", self.row.run.lower()).strip("-")
         return self.workdir / f"{self.target}-{name}-{self.seed}"
 
+    def config(self) -> ConfigDict:
+        """What it trains."""
+        config = self.setting.config(self.target, self.row.supervised, self.workdir)
+        config.update_from_flattened_dict(dict(self.row.overrides))
+        config.seed = self.seed
+        return config
+
 
 def run_job(job: Job) -> Line:
     """Trains and evaluates; R-1 and mAP are means over what was evaluated, which is one domain or the paper's four."""
     if job.setting.smoke:
         jax.config.update("jax_disable_most_optimizations", True)  # half of the time to compile
-    config = job.setting.config(job.target, job.row.supervised, job.workdir)
-    config.update_from_flattened_dict(dict(job.row.overrides))
-    config.seed = job.seed
-    scores = list(train(config, job.folder)["targets"].values())
+    scores = list(train(job.config(), job.folder)["targets"].values())
     means = {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
     queries = sum(score["queries"] for score in scores)
     return {"run": job.row.run, "target": job.target, "seed": job.seed, **means, "queries": queries}
@@ -81,16 +86,17 @@ def run_job(job: Job) -> Line:
 
 def run_study(
     rows: Sequence[Row], setting: Setting, seeds: Sequence[int], workdir: Path, targets: Sequence[str] = (),
-    jobs: int = 1, work: Callable[[Job], Line] = run_job,
+    jobs: int = 1, work: Callable[[Job], Line] = run_job, log_name: str = "results.jsonl",
 ) -> list[Line]:  # fmt: skip
-    """All runs, each once, seed by seed; returns the lines of results.jsonl, which grows as they finish.
+    """All runs, each once, seed by seed; returns the lines of the log in `workdir`, which grows as they finish.
 
     targets: those to evaluate on; default: all of the setting. jobs: how many processes run at once. work: what a run
-    is. Raises ValueError when another study works in `workdir`, and as training does; then no further run is started.
+    is; its line has the "run", "target" and "seed" of the job. Raises ValueError when another study works in `workdir`,
+    and as training does; then no further run is started.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
-        log = workdir / "results.jsonl"
+        log = workdir / log_name
         lines = read(log)
         done = {(line["run"], line["target"], line["seed"]) for line in lines}
         everything = [
@@ -179,31 +185,43 @@ def report(study: Study, lines: Sequence[Line], compare: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def main(study: Study) -> None:
-    """The command line of a study."""
-    names = [row.name for row in study.rows]
+def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
+    """What every study can be told."""
     parser = argparse.ArgumentParser(
-        prog=f"experiments.{study.name}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"experiments.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", choices=settings.NAMES, default="synthetic")
     parser.add_argument("--path", default="", help="the folder of domains, or the data_dir of `metabin prepare`")
     parser.add_argument("--init", default="", help="the file of weights to start from")
     parser.add_argument("--workdir", type=Path, help="default: runs/studies-DATA, and -smoke")
-    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", default=names, help=f"of {names}")
     parser.add_argument("--targets", nargs="+", default=(), help="default: underpass, or every domain of the folder")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--jobs", type=int, default=1, help="processes that run at once")
-    parser.add_argument("--compare", nargs=2, choices=names, metavar="ROW", default=study.compare)
     parser.add_argument("--smoke", action="store_true", help="show only that it runs: a tiny net, two steps, one seed")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with defaults that depend on others, and the `setting` that they make. Raises as `Setting`."""
     args = parser.parse_args()
     if args.targets and args.data == "paper":
         parser.error("--targets: the paper's sets are evaluated together, by one run")
-    workdir = args.workdir or Path("runs", f"studies-{args.data}{'-smoke' * args.smoke}")
-    rows = [row for row in study.rows if row.name in args.rows]
-    seeds = args.seeds[:1] if args.smoke else args.seeds
+    args.workdir = args.workdir or Path("runs", f"studies-{args.data}{'-smoke' * args.smoke}")
+    args.seeds = args.seeds[:1] if args.smoke else args.seeds
+    args.setting = Setting(args.data, args.path, args.init, args.smoke)
+    return args
+
+
+def main(study: Study) -> None:
+    """The command line of a study."""
+    names = [row.name for row in study.rows]
+    parser = command_line(study.name, __doc__)
+    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", default=names, help=f"of {names}")
+    parser.add_argument("--compare", nargs=2, choices=names, metavar="ROW", default=study.compare)
     try:
-        setting = Setting(args.data, args.path, args.init, args.smoke)
-        lines = run_study(rows, setting, seeds, workdir, args.targets, args.jobs)
+        args = parse(parser)
+        rows = [row for row in study.rows if row.name in args.rows]
+        lines = run_study(rows, args.setting, args.seeds, args.workdir, args.targets, args.jobs)
     except (ValueError, FileNotFoundError) as error:
-        parser.exit(1, f"experiments.{study.name}: {error}\n")
+        parser.exit(1, f"{parser.prog}: {error}\n")
     print(report(study, lines, args.compare))

@@ -105,6 +105,13 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 def rho_layers(model: nn.Module, variables: dict, size: tuple[int, int]) -> list[Layer]:
     """How the rho of each layer are distributed; the layers in the order in which the net calls them."""
+    return [layer_of(path, rho_C) for path, rho_C in in_order(model, variables, size, variables["rho"]).items()]
+
+
+def in_order(
+    model: nn.Module, variables: dict, size: tuple[int, int], like_rho: dict
+) -> dict[tuple[str, ...], NDArray]:
+    """Path of a layer -> its values [C] in a tree like that of rho, in the order in which the net calls the layers."""
     called: dict[tuple[str, ...], None] = {}
 
     def note(method: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -113,8 +120,8 @@ def rho_layers(model: nn.Module, variables: dict, size: tuple[int, int]) -> list
 
     with nn.intercept_methods(note):
         jax.eval_shape(lambda image: model.apply(variables, image, train=False), np.zeros((1, *size, 3), np.float32))
-    values_of = {path[:-1]: np.asarray(rho_C) for path, rho_C in flatten_dict(variables["rho"]).items()}
-    return [layer_of(path, values_of[path]) for path in called if path in values_of]
+    values_of = {path[:-1]: np.asarray(value_C) for path, value_C in flatten_dict(like_rho).items()}
+    return {path: values_of[path] for path in called if path in values_of}
 
 
 def layer_of(path: tuple[str, ...], rho_C: NDArray) -> Layer:
@@ -122,5 +129,9 @@ def layer_of(path: tuple[str, ...], rho_C: NDArray) -> Layer:
     inside = rho_C[(rho_C > 0) & (rho_C < 1)]
     bins = np.bincount(np.minimum((inside * RHO_BINS).astype(int), RHO_BINS - 1), minlength=RHO_BINS)
     counts = np.array([(rho_C <= 0).sum(), *bins, (rho_C >= 1).sum()])
-    name = " ".join(part.removesuffix("_norm").replace("_block", ".") for part in path if part != "backbone")
-    return Layer(name, counts, float(rho_C.mean()))
+    return Layer(layer_name(path), counts, float(rho_C.mean()))
+
+
+def layer_name(path: tuple[str, ...]) -> str:
+    """As `stage2.0 expand`."""
+    return " ".join(part.removesuffix("_norm").replace("_block", ".") for part in path if part != "backbone")
