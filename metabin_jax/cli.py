@@ -202,6 +202,7 @@ def plan(arguments: list[str]) -> None:
     parser = Parser()
     parser.add_argument("--identities", type=int, default=18_530)
     parser.add_argument("--domains", type=int, default=5)
+    parser.add_argument("--devices", type=int, default=1)
     numbers, rest = parser.parse_known_args(arguments)
     options, fields = parse(rest, "--config", "--target")
     config = load_config(options["config"])
@@ -212,7 +213,7 @@ def plan(arguments: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
     from metabin_jax.plan import find_target, plan
 
-    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains):
+    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains, numbers.devices):
         print(line, flush=True)
 
 

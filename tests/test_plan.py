@@ -14,17 +14,8 @@ from metabin_jax.plan import sketch
 from metabin_jax.plan.program import Buffer, Program, arrays, num_bytes
 from metabin_jax.plan.run import batch_shapes, targets, variants
 
+pytestmark = pytest.mark.usefixtures("settings_of_jax")
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'metabin.py'}"
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """Those of the process, which the command changes for itself, stay those of the other tests."""
-    names = ("jax_platforms", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 # A map of 4 x 2 x 2 x 8 bf16 (256 bytes), its two moments f32[4,8] (128 bytes each), and what comes of it.
