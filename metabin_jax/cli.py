@@ -92,11 +92,12 @@ DOCTOR_HELP = """usage: metabin doctor PATH
 Prints which set it is and its counts against the published ones, what each split holds, the queries without a valid
 match and why, and broken and duplicate images."""
 
-PLAN_HELP = """usage: metabin plan --config=FILE[:PRESET] --target=CARD [--identities=N] [--domains=K]
-                    [--config.FIELD=VALUE ...]
+PLAN_HELP = """usage: metabin plan --config=FILE[:PRESET] --target=CARD [--devices=N] [--identities=N]
+                    [--domains=K] [--config.FIELD=VALUE ...]
 
   --config=FILE[:PRESET]    as in `metabin train`; no data is needed
   --target=CARD             h100, h200, a100, a100_40gb or rtx4090
+  --devices=1               how many of them, in one host, share the rows of each batch
   --identities=18530        of all sources together, which sizes the classifier (default: the paper's five sources)
   --domains=5               how many sources, where config.data.train_domains does not name them
   --config.FIELD=VALUE      any field of the config
@@ -104,8 +105,9 @@ PLAN_HELP = """usage: metabin plan --config=FILE[:PRESET] --target=CARD [--ident
 Compiles the training step for the card, which need not be there, in bfloat16 and float32, with the first-order and the
 exact meta-gradient (a minute or more each), and prints a row for each: peak memory; whether it fits into the 75 % of
 the card that JAX takes; what all kernels move, and the norm layers in forward passes; how many kernels there are, and
-convolutions of cuDNN, whose workspaces come on top. Float64 in the step, or a transfer to the host, is an error. Needs
-jax[cuda12]."""
+convolutions of cuDNN, whose workspaces come on top. Float64 in the step, or a transfer to the host, is an error. For
+more devices than one the rows are about each of them, and under the table stands what they send each other and how much
+faster than one device that lets them be; every variant is compiled for one device, too. Needs jax[cuda12]."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -208,6 +210,7 @@ def plan(arguments: list[str]) -> None:
     parser = Parser()
     parser.add_argument("--identities", type=int, default=18_530)
     parser.add_argument("--domains", type=int, default=5)
+    parser.add_argument("--devices", type=int, default=1)
     numbers, rest = parser.parse_known_args(arguments)
     options, fields = parse(rest, "--config", "--target")
     config = load_config(options["config"])
@@ -218,7 +221,7 @@ def plan(arguments: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
     from metabin_jax.plan import find_target, plan
 
-    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains):
+    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains, numbers.devices):
         print(line, flush=True)
 
 

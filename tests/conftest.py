@@ -19,6 +19,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+@pytest.fixture
+def settings_of_jax():
+    """Those that `metabin plan` and its tests change stay those of the other tests."""
+    names = ("jax_platforms", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 # What test_train and test_resume share; tiny_run is imported late, when the settings above hold.
 
 

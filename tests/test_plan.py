@@ -14,17 +14,8 @@ from metabin_jax.plan import sketch
 from metabin_jax.plan.program import Buffer, Program, arrays, num_bytes
 from metabin_jax.plan.run import batch_shapes, targets, variants
 
+pytestmark = pytest.mark.usefixtures("settings_of_jax")
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'metabin.py'}"
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """Those of the process, which the command changes for itself, stay those of the other tests."""
-    names = ("jax_platforms", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 # A map of 4 x 2 x 2 x 8 bf16 (256 bytes), its two moments f32[4,8] (128 bytes each), and what comes of it.
@@ -220,11 +211,16 @@ def test_variants():
 
 
 def test_cards():
-    """Facts of the data sheets: memory within 8 % of its nominal size, and the card's own name."""
-    nominal = {"a100": 80, "a100_40gb": 40, "h100": 80, "h200": 141, "rtx4090": 24}
+    """Facts of the data sheets: GB of memory, within 8 %, its GB/s, what joins the cards, and the card's own name."""
+    nominal = {
+        "a100": (80, 2039, "NVLink 3"), "a100_40gb": (40, 1555, "NVLink 3"), "h100": (80, 3350, "NVLink 4"),
+        "h200": (141, 4800, "NVLink 4"), "rtx4090": (24, 1008, "PCIe"),
+    }  # fmt: skip
     assert list(targets()) == list(nominal)
     for name, card in targets().items():
-        assert math.isclose(card.memory, nominal[name] * 1e9, rel_tol=0.08)
+        memory, bandwidth, link = nominal[name]
+        assert math.isclose(card.memory, memory * 1e9, rel_tol=0.08) and card.link == link
+        assert math.isclose(card.bandwidth, bandwidth * 1e9, rel_tol=0.001)
         assert name.split("_")[0].removeprefix("rtx").upper() in card.title
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 
 import flax.linen as nn
@@ -17,23 +18,11 @@ from metabin_jax.models.convolution import Before, by_library, convolve
 from metabin_jax.plan import find_target, measure, sketch
 from metabin_jax.plan import run as plan_module
 from metabin_jax.plan.program import Program
-from metabin_jax.plan.run import OPTIONS, device_of, variants
+from metabin_jax.plan.run import OPTIONS, host_of, placed, variants
 
+pytestmark = pytest.mark.usefixtures("settings_of_jax")
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'metabin.py'}"
 VARIANTS = ["bfloat16, first order", "bfloat16, exact", "float32, first order", "float32, exact"]
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """Those of the process, which the command changes for itself, stay those of the other tests."""
-    names = ("jax_platforms", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-# A map of 4 x 2 x 2 x 8 bf16 (256 bytes), its two moments f32[4,8] (128 bytes each), and what comes of it.
 
 
 @pytest.fixture
@@ -55,13 +44,46 @@ def test_the_step_of_a_small_net(h100, quick_net):
     assert math.isclose(needs.arguments, state + images * 64 * 32 * 3, rel_tol=0.01)
     assert needs.floor == 3 * images * 8 * 4 * 8 * 4
     assert 1 <= needs.norms / needs.floor < 3  # its moments are a fourth of a map this small, twice
-    assert needs.moved > needs.norms and needs.kernels > 100 and needs.convolutions == 0
+    assert needs.work.moved > needs.norms and needs.work.kernels > 100 and needs.convolutions == 0
     assert 0 < sum(buffer.size for buffer in needs.largest) <= needs.temporaries
+
+
+def test_two_devices_share_the_step_of_a_small_net(h100, quick_net, monkeypatch):
+    """Its gradients and the statistics of its one norm layer cross, and what the losses need of the whole batch."""
+    config = metabin()
+    config.method, config.data.height, config.data.width = "bn", 64, 32
+    run = sketch(config, num_ids=40)
+    rows, features, channels = 80, 8 * 4 * 8, 8
+    parameters = 3 * channels + features * 40  # of the first layer and of the classifier
+    # Mean and variance; back come three sums that the layer's four vectors take their gradients from, and the mean's.
+    statistics = 2 * channels + 3 * channels + channels
+    losses = 2 * features + 2  # the centre of the distances and its gradient, and the losses themselves
+
+    def measured(devices):
+        needs, found = measure(run, h100, devices), Counter()
+        for each in needs.work.collectives:
+            found[each.kind] += each.size * each.times
+        return needs, found
+
+    alone, none = measured(1)
+    shared, found = measured(2)
+    assert none == {}
+    assert found == {
+        "all-reduce": 4 * (parameters + statistics + losses),
+        "all-gather": 4 * rows * (features + 2),  # with a square and an identity each
+        "reduce-scatter": 4 * rows * (features + 1),
+    }
+    assert shared.floor == alone.floor / 2 and 1 <= shared.norms / shared.floor < 3
+    images = rows * (64 * 32 * 3 + 2 * 4)
+    assert alone.arguments - shared.arguments == pytest.approx(images / 2, rel=0.01)
+    # Moments that are the same whatever the batch holds do not cross, and nor do their gradients.
+    monkeypatch.setattr(norm, "batch_moments", lambda mean_NC, var_NC: (jnp.zeros(channels), jnp.ones(channels)))
+    assert measured(2)[1]["all-reduce"] == found["all-reduce"] - 4 * (2 * channels + channels)
 
 
 def test_the_backward_pass_keeps_no_normalised_map(h100):
     """A chain of wide maps must cost one map a layer, where the plain one costs two."""
-    device, layers, shape = device_of(h100), 6, (16, 64, 64, 32)
+    layers, shape = 6, (16, 64, 64, 32)
     library = functools.partial(by_library, stride=1)
 
     def temporaries(conv):
@@ -70,8 +92,8 @@ def test_the_backward_pass_keeps_no_normalised_map(h100):
                 x_NHWC = conv(x_NHWC, kernel, Before(scale_NC, scale_NC, nn.relu6))
             return x_NHWC.sum()
 
-        kernel, x_NHWC, scale_NC = (
-            jax.ShapeDtypeStruct(dims, jnp.float32, sharding=device) for dims in ((3, 3, 1, 32), shape, (16, 32))
+        kernel, x_NHWC, scale_NC = placed(
+            [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((3, 3, 1, 32), shape, (16, 32))], host_of(h100)
         )
         lowered = jax.jit(jax.grad(loss)).lower([kernel] * layers, x_NHWC, scale_NC)
         compiled = lowered.compile(compiler_options=OPTIONS)
@@ -87,13 +109,10 @@ def test_the_backward_pass_keeps_no_normalised_map(h100):
 
 def test_a_norm_layer_reads_its_map_once_for_its_moments(h100, monkeypatch):
     """Its floor is two reads and a write. Moments in two passes, as on a CPU, are 4/3 of that."""
-    device, shape = device_of(h100), (80, 64, 32, 64)
+    shape = (80, 64, 32, 64)
     layer = norm.BatchInstanceNorm()
     variables = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros((2, 1, 1, 64)), train=False))
-    arguments = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        (variables, jax.ShapeDtypeStruct(shape, jnp.bfloat16)),
-    )
+    arguments = placed((variables, jax.ShapeDtypeStruct(shape, jnp.bfloat16)), host_of(h100))
 
     def share_of_floor():
         forward = jax.jit(lambda variables, x_NHWC: layer.apply(variables, x_NHWC, train=True, mutable=["batch_stats"]))

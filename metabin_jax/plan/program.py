@@ -16,8 +16,9 @@ HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 NAME = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 CALLED = re.compile(r"\b(?:calls|body|condition|to_apply|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)")
 VIEWS = {"bitcast", "tuple", "get-tuple-element"}
-NO_KERNEL = VIEWS | {"parameter", "constant", "while", "conditional", "call"}
+NO_KERNEL = VIEWS | {"parameter", "constant", "while", "conditional", "call", "async-start"}
 PRODUCTS = {"custom-call", "dot", "convolution"}
+COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
 TRANSFERS = {"send", "recv", "infeed", "outfeed"}
 HOST_MEMORY = "S(5)"  # XLA's name of it in a layout
 
@@ -32,6 +33,12 @@ class Operation(NamedTuple):
     calls: tuple[str, ...]
     op_name: str
     attributes: str
+
+    @property
+    def collective(self) -> str:
+        """Which of COLLECTIVES it is, or "": of an asynchronous pair it is the start."""
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else ""
 
 
 class Buffer(NamedTuple):
@@ -86,12 +93,19 @@ class Program:
         for name in waiting:
             for operation in self.computations[name]:
                 yield operation
-                if operation.opcode in ("while", "conditional", "call") or operation.opcode.endswith("-start"):
-                    waiting += [call for call in operation.calls if call in self.computations and call not in waiting]
+                waiting += [call for call in self.run_by(operation) if call not in waiting]
+
+    def run_by(self, op: Operation) -> list[str]:
+        """The computations that an operation runs by themselves: not a fusion's, nor the sum of a reduction."""
+        runs = op.opcode in ("while", "conditional", "call") or (op.opcode.endswith("-start") and not op.collective)
+        return [call for call in op.calls if runs and call in self.computations]
 
     def kernels(self) -> list[Operation]:
-        """What the device is told to run: fusions, library calls, copies."""
-        return [op for op in self.scheduled() if op.opcode not in NO_KERNEL and not op.opcode.endswith("-done")]
+        """What the device is told to run: fusions, library calls, copies; collectives are not among them."""
+        return [
+            op for op in self.scheduled()
+            if not (op.opcode in NO_KERNEL or op.opcode.endswith("-done") or op.collective)
+        ]  # fmt: skip
 
     def library_convolutions(self) -> list[Operation]:
         return [op for op in self.kernels() if _target(op).startswith("__cudnn$conv")]
@@ -198,6 +212,8 @@ class Program:
             if op.opcode == "get-tuple-element":
                 parts, index = holds[op.operands[0]], int(op.attributes.partition("index=")[2].partition(",")[0])
                 holds[op.name] = [parts[index]] if index < len(parts) else inputs
+            elif op.opcode == "all-reduce-done":
+                holds[op.name] = holds[op.operands[0]]
             elif op.opcode in VIEWS | {"parameter", "constant"}:
                 holds[op.name] = inputs
             else:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from metabin_jax import config as configuration
@@ -20,8 +20,9 @@ from metabin_jax.build import Run, build_learner, build_samplers
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.pipeline import RawBatch, StepBatches
 from metabin_jax.norm import _Norm
+from metabin_jax.plan.communication import LINKS, Work, explain, find_collectives
 from metabin_jax.plan.program import Buffer, Program
-from metabin_jax.train import make_step
+from metabin_jax.train import check_divisible, make_step
 
 # Autotuning would time kernels on the card, which is not there.
 OPTIONS = {"xla_gpu_autotune_level": 0}
@@ -34,17 +35,20 @@ HEADER = (
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A card: its name in metabin plan, XLA's description of it, its full name and memory in bytes."""
+    """A card: its name in metabin plan, XLA's description of it, its full name, its memory in bytes and the memory's
+    bandwidth in bytes a second, and which of communication.LINKS it has to others of its kind."""
 
     name: str
     text: str
     title: str
     memory: int
+    bandwidth: int
+    link: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """Of one compiled step, in bytes but for the numbers of kernels and of convolutions by cuDNN.
+    """Of one compiled step and one device, in bytes but for the numbers of kernels and of convolutions by cuDNN.
 
     norms: what norm layers move in the forward passes (Program.norm_traffic); floor: two reads of every map and one
     write. largest: what is live where the temporaries are at their peak.
@@ -52,10 +56,9 @@ class Needs:
 
     arguments: int
     temporaries: int
-    moved: int
+    work: Work
     norms: int
     floor: int
-    kernels: int
     convolutions: int
     largest: list[Buffer]
 
@@ -69,9 +72,10 @@ def targets() -> dict[str, Target]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.txtpb")):
         text = path.read_text(encoding="utf-8")
-        title, memory = (re.search(rf"{key}: \"?([^\"\n]+)", text) for key in ("device_description_str", "memory_size"))
-        assert title and memory, path
-        found[path.stem] = Target(path.stem, text, title[1], int(memory[1]))
+        keys = ("device_description_str", "memory_size", "memory_bandwidth", "# link")
+        title, memory, bandwidth, link = (re.findall(rf"{key}: \"?([^\"\n]+)", text)[0] for key in keys)
+        assert link in LINKS, path
+        found[path.stem] = Target(path.stem, text, title, int(memory), int(bandwidth), link)
     return found
 
 
@@ -126,26 +130,32 @@ def batch_shapes(run: Run) -> StepBatches:
     return StepBatches(shapes(run.base.base(0)), *map(shapes, run.meta.meta(0) if run.meta else ()))
 
 
-def device_of(target: Target) -> NamedSharding:
-    """Where the arguments of a function lie that is to be compiled for `target`."""
+def host_of(target: Target, devices: int = 1) -> Mesh:
+    """A host with that many cards, none of which need be there."""
     topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=target.text, topology="1x1x1"
+        platform="cuda", topology_name="", target_config=target.text, topology=f"1x1x{devices}"
     )
-    return NamedSharding(topologies.make_mesh(topology, (1,), ("data",)), PartitionSpec())
+    return topologies.make_mesh(topology, (devices,), ("data",))
 
 
-def compile_step(run: Run, target: Target) -> tuple[Any, dict[str, list[int]]]:
-    """The real training step of `run`, compiled for `target`; bytes of each norm layer's map, pass by pass."""
-    device = device_of(target)
-    step = make_step(run)
-    shapes = jax.eval_shape(run.init), batch_shapes(run), jax.eval_shape(lambda: step.keywords["key"])
-    state, raw, key = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+def placed(tree: Any, host: Mesh, *axes: str) -> Any:
+    """The shapes of a function's arguments, for compiling it: whole on each card, or their rows over axis "data"."""
+    sharding = NamedSharding(host, PartitionSpec(*axes))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def compile_step(run: Run, target: Target, devices: int = 1) -> tuple[Any, dict[str, list[int]]]:
+    """The real training step of `run`, compiled for cards of one host, which have the whole state and share the rows of
+    each batch, as in training; bytes of each norm layer's map on one card, pass by pass."""
+    host, step = host_of(target, devices), make_step(run)
+    state, key = placed((jax.eval_shape(run.init), jax.eval_shape(lambda: step.keywords["key"])), host)
+    raw = placed(batch_shapes(run), host, "data")
     maps: dict[str, list[int]] = {}
 
     def record(layer, args, kwargs, context):
         module = context.module
         if context.method_name == "coefficients" and not isinstance(module.parent, _Norm):
-            maps.setdefault("/".join(module.path), []).append(args[0].size * args[0].dtype.itemsize)
+            maps.setdefault("/".join(module.path), []).append(args[0].size * args[0].dtype.itemsize // devices)
         return layer(*args, **kwargs)
 
     jitted: Any = step.func
@@ -154,9 +164,9 @@ def compile_step(run: Run, target: Target) -> tuple[Any, dict[str, list[int]]]:
     return lowered.compile(compiler_options=OPTIONS), maps
 
 
-def measure(run: Run, target: Target) -> Needs:
+def measure(run: Run, target: Target, devices: int = 1) -> Needs:
     """Raises ValueError where the step computes in float64 or talks to the host."""
-    compiled, maps = compile_step(run, target)
+    compiled, maps = compile_step(run, target, devices)
     program = Program.parse(compiled.as_text())
     problems = program.problems()
     if problems:
@@ -167,43 +177,57 @@ def measure(run: Run, target: Target) -> Needs:
         # A donated argument is an output too, and lies there once.
         arguments=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        moved=sum(map(program.moved, kernels)),
+        work=Work(sum(map(program.moved, kernels)), len(kernels), find_collectives(program, devices)),
         norms=program.norm_traffic(maps),
         floor=3 * sum(sizes),
-        kernels=len(kernels),
         convolutions=len(program.library_convolutions()),
         largest=program.live_at_peak()[:4],
     )
 
 
-def plan(config: ConfigDict, target: Target, num_ids: int, num_domains: int) -> Iterator[str]:
-    """The report, line by line: a Markdown table with a row for each of the config's `variants`.
+def plan(config: ConfigDict, target: Target, num_ids: int, num_domains: int, devices: int = 1) -> Iterator[str]:
+    """The report, line by line: a Markdown table with a row for each of the config's `variants`, of one device; for
+    more than one, what they send each other, and what that means for their speed.
 
-    Raises ValueError for a config that cannot work, and as `measure`.
+    Raises ValueError for a config that cannot work, for a number of devices that cannot share its batches, and as
+    `measure`.
     """
+    if devices < 1:
+        raise ValueError(f"--devices must be 1 or more, got {devices}")
     runs = [(name, sketch(variant, num_ids, num_domains)) for name, variant in variants(config)]
+    check_divisible(runs[0][1], devices)
     data, images = config.data, " + ".join(str(len(batch.pid)) for batch in batch_shapes(runs[0][1]) if batch)
     yield (
         f"{config.method}, {config.model.name}, {data.height} x {data.width}, {images} images a step, {num_ids:,} "
-        f"identities, on {target.title} with {_gib(target.memory)} GiB (JAX {jax.__version__})"
+        f"identities, on {f'{devices} x ' if devices > 1 else ''}{target.title} with {_gib(target.memory)} GiB"
+        f"{', of which the table shows one' if devices > 1 else ''} (JAX {jax.__version__})"
     )
     yield ""
     yield f"| {' | '.join(HEADER)} |"
     yield f"|{'---|' * len(HEADER)}"
-    largest = []
+    largest, speeds = [], []
     for name, run in runs:
-        needs = measure(run, target)
+        needs = measure(run, target, devices)
         cells = (
             name, _gib(needs.peak), _gib(needs.arguments), _gib(needs.temporaries),
-            "yes" if needs.peak <= USABLE * target.memory else "no", f"{needs.moved / 1e9:.1f}",
-            f"{needs.norms / 1e9:.2f}", f"{needs.norms / needs.floor:.2f}x", f"{needs.kernels:,}", needs.convolutions,
+            "yes" if needs.peak <= USABLE * target.memory else "no", f"{needs.work.moved / 1e9:.1f}",
+            f"{needs.norms / 1e9:.2f}", f"{needs.norms / needs.floor:.2f}x", f"{needs.work.kernels:,}",
+            needs.convolutions,
         )  # fmt: skip
         yield f"| {' | '.join(map(str, cells))} |"
         buffers = "; ".join(f"{b.size / 2**20:.0f} MiB {b.type} {_place(b)}" for b in needs.largest)
         largest.append(f"- {name}: {buffers}")
+        if devices > 1:
+            alone = measure(run, target).work
+            speeds.append(f"- {name}")
+            speeds += [f"  - {line}" for line in explain(alone, needs.work, devices, target.bandwidth, target.link)]
     yield ""
     yield "Largest at the peak:"
     yield from largest
+    if speeds:
+        yield ""
+        yield "A step's communication, and what it leaves of the speed:"
+        yield from speeds
 
 
 def _gib(size: int) -> str:
