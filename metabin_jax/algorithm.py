@@ -69,6 +69,11 @@ def clip_straight_through(rho: Array) -> Array:
     return jax.lax.stop_gradient(jnp.clip(rho, 0, 1)) + (rho - jax.lax.stop_gradient(rho))
 
 
+def clip_plain(rho: Array) -> Array:
+    """Value clipped to [0, 1]; the gradient is 0 outside of the box, and 1 in it and on its edge, as in PyTorch."""
+    return jnp.where((rho < 0) | (rho > 1), jax.lax.stop_gradient(jnp.clip(rho, 0, 1)), rho)
+
+
 @dataclasses.dataclass(frozen=True)
 class MetaBIN:
     """The method with its settings. Methods are pure functions of a TrainState and batches.
@@ -77,7 +82,7 @@ class MetaBIN:
     batch_stats and, where there is something to balance, rho. optimizer: of params, alpha inside. beta, gamma:
     functions of the step (optax schedules) or constants. first_order: drop the Hessian of the inner update (Sec. 4.1).
     meta_base_losses: terms of the base loss's kind that join both meta losses; the supplement adds cross-entropy there
-    where the domains are the cameras of one source.
+    where the domains are the cameras of one source. inner_clip: of rho', `clip_plain` to see what it costs.
     """
 
     model: nn.Module
@@ -89,6 +94,7 @@ class MetaBIN:
     meta_train_losses: MetaLosses = META_TRAIN_LOSSES
     meta_test_losses: MetaLosses = META_TEST_LOSSES
     meta_base_losses: BaseLosses = ()
+    inner_clip: Callable[[Array], Array] = clip_straight_through
 
     def init(self, key: Array, image: Array) -> TrainState:
         """Line 1: a fresh state; `image` [N, H, W, 3] is looked at only for its shape and dtype."""
@@ -132,7 +138,7 @@ class MetaBIN:
         return _total(values), values
 
     def inner_update(self, state: TrainState, xs: Batch) -> tuple[Tree, Metrics]:
-        """Lines 11-12, Eq. 8-9: rho' = clip(rho - beta * grad L_mtr(X_S)), the clip straight through.
+        """Lines 11-12, Eq. 8-9: rho' = clip(rho - beta * grad L_mtr(X_S)), the clip being `inner_clip`.
 
         The first-order meta-gradient treats grad L_mtr as a constant, which is this one stop_gradient.
         """
@@ -140,7 +146,7 @@ class MetaBIN:
         grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(state, rho, xs, self.meta_train_losses)
         beta = self.beta(state.step) if callable(self.beta) else self.beta
         pushed = jax.tree.map(lambda r, g: r - beta * g, state.rho, grads)
-        rho_inner = jax.tree.map(clip_straight_through, pushed)
+        rho_inner = jax.tree.map(self.inner_clip, pushed)
         metrics = {
             "inner/beta": jnp.asarray(beta, jnp.float32),
             "inner/rho_change": _mean(jax.tree.map(lambda a, b: jnp.abs(a - b), rho_inner, state.rho)),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, clip_straight_through, prefixed
+from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, prefixed
 
 
 class BaseOnly(MetaBIN):
@@ -84,7 +84,7 @@ class Joint(LearnedRho):
         return jax.grad(total, has_aux=True)((state.params, state.rho))
 
     def joint_inner_update(self, state: TrainState, xs: Batch) -> tuple[TrainState, Metrics]:
-        """The state at w'; rho is clipped straight through, and the first order drops the Hessian, as in MetaBIN."""
+        """The state at w'; rho is clipped, and the first order drops the Hessian, as in MetaBIN."""
 
         def meta_train_loss(weights):
             return self.meta_loss(state.replace(params=weights[0]), weights[1], xs, self.meta_train_losses)
@@ -95,7 +95,7 @@ class Joint(LearnedRho):
         beta = self.beta(state.step) if callable(self.beta) else self.beta
         params, rho = jax.tree.map(lambda w, g: w - beta * g, weights, grads)
         metrics = {"inner/beta": jnp.asarray(beta, jnp.float32)} | prefixed("meta_train", terms)
-        return state.replace(params=params, rho=jax.tree.map(clip_straight_through, rho)), metrics
+        return state.replace(params=params, rho=jax.tree.map(self.inner_clip, rho)), metrics
 
 
 class MLDG(Joint):

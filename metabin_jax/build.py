@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from metabin_jax import config as configuration
 from metabin_jax import losses, models, schedules
-from metabin_jax.algorithm import MetaBIN, TrainState
+from metabin_jax.algorithm import MetaBIN, TrainState, clip_plain, clip_straight_through
 from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
 from metabin_jax.data import dataset
 from metabin_jax.data.dataset import TrainingSet
@@ -213,6 +213,7 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
         "meta_train_losses": tuple((name, meta_terms[name]) for name in meta_train),
         "meta_test_losses": tuple((name, meta_terms[name]) for name in meta.test_losses),
         "meta_base_losses": (("cross_entropy", cross_entropy),) * meta.cross_entropy,
+        "inner_clip": {"straight_through": clip_straight_through, "plain": clip_plain}[meta.clip],
     }
     # [34] learns rho ten times as fast as the rest, without weight decay.
     bin_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
-from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_straight_through
+from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_plain, clip_straight_through
 
 MODEL = small_net()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
@@ -182,6 +182,28 @@ def test_at_the_edge_a_plain_clip_would_lose_channels(updates, by_hand):
     assert (np.asarray(plain)[pushed_out] == 0).all()
 
 
+def test_the_meta_gradient_through_a_plain_clip_is_0_where_it_clips(by_hand):
+    """By hand: u is v where the inner step stays in the box, else 0; exactly, u - beta H u."""
+    state = random_state((1, 1), HARD)
+    xs, xt = meta_batches()
+    found = by_hand(state)
+    inside = flat(state.rho) - BETA(HARD) * found["g"] <= 1
+    assert 0 < inside.sum() < len(inside)
+    u = np.where(inside, found["v"], 0)
+
+    @jit
+    def run(state, u):
+        rho, unflatten = ravel_pytree(state.rho)
+        inner = jax.grad(lambda rho: loss_by_hand(state, unflatten(rho), xs, True))
+        orders = [MetaBIN(MODEL, OPTIMIZER, BETA, GAMMA, order, inner_clip=clip_plain) for order in (True, False)]
+        return [each.meta_gradient(state, xs, xt)[0] for each in orders], jax.jvp(inner, (rho,), (u,))[1]
+
+    (first_order, exact), hessian_u = run(state, u)
+    assert distance(flat(first_order), u) < 1e-10 and (flat(first_order)[~inside] == 0).all()
+    assert distance(flat(exact), u - BETA(HARD) * hessian_u) < 1e-10
+    assert distance(found["v"], u) > 1e-2, "straight through is another gradient"
+
+
 def test_losses_on_logits_join_both_meta_losses():
     """The supplement's cross-entropy; the gradient is that of the losses written out."""
     state = random_state(INSIDE, GENTLE)
@@ -224,6 +246,16 @@ def test_clip_straight_through():
         assert value.dtype == gradient.dtype == dtype
         np.testing.assert_array_equal(value, np.clip(rho.astype(dtype), 0, 1))
         np.testing.assert_array_equal(gradient, cotangent.astype(dtype))
+
+
+def test_clip_plain():
+    """By central differences away from the edge; on it the gradient is 1, and the value is that of the other clip."""
+    rho = np.array([-40.0, -1e-3, 1e-3, 0.4, 1 - 1e-3, 1 + 1e-3, 3.7])
+    gradient = np.asarray(jax.vmap(jax.grad(clip_plain))(rho))
+    np.testing.assert_allclose(gradient, [(clip_plain(r + 1e-4) - clip_plain(r - 1e-4)) / 2e-4 for r in rho], atol=1e-9)
+    np.testing.assert_array_equal(gradient, [0, 0, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(clip_plain))(np.array([0.0, 1.0])), 1)
+    np.testing.assert_array_equal(clip_plain(rho), np.clip(rho, 0, 1))
 
 
 def test_base_update_moves_everything_but_rho(updates):

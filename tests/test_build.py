@@ -5,7 +5,7 @@ import pytest
 from tiny_run import DOMAINS, draw_folder, tiny_config
 
 from metabin_jax import build, train
-from metabin_jax.algorithm import MetaBIN
+from metabin_jax.algorithm import MetaBIN, clip_plain, clip_straight_through
 from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
@@ -235,6 +235,13 @@ def test_the_config_names_the_losses(folder):
     learner = built(config).learner
     assert names(learner.base_losses) == ["cross_entropy"]
     assert names(learner.meta_train_losses) == ["scatter"] and learner.meta_test_losses == ()
+
+
+def test_the_config_names_the_clip(folder):
+    config = tiny_config(folder)
+    assert built(config).learner.inner_clip is clip_straight_through
+    config.meta.clip = "plain"
+    assert built(config).learner.inner_clip is clip_plain
 
 
 def test_mldg_has_the_base_losses_for_meta_losses(folder):
