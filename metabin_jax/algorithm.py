@@ -43,11 +43,15 @@ META_TRAIN_LOSSES: MetaLosses = (
 
 
 class Batch(flax.struct.PyTreeNode):
-    """image [N, H, W, 3] float, normalised; pid [N] in 0..M-1 over all sources and domain [N], integers."""
+    """image [N, H, W, 3] float, normalised; pid [N] in 0..M-1 over all sources and domain [N], integers.
+
+    key: a random key for a net that draws, as one with MixStyle does.
+    """
 
     image: Array
     pid: Array
     domain: Array
+    key: Array | None = None
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -79,10 +83,11 @@ class MetaBIN:
     """The method with its settings. Methods are pure functions of a TrainState and batches.
 
     model: linen module, (image_NHWC, train) -> (feature_ND, embedding_ND, logits_NM), with collections params,
-    batch_stats and, where there is something to balance, rho. optimizer: of params, alpha inside. beta, gamma:
-    functions of the step (optax schedules) or constants. first_order: drop the Hessian of the inner update (Sec. 4.1).
-    meta_base_losses: terms of the base loss's kind that join both meta losses; the supplement adds cross-entropy there
-    where the domains are the cameras of one source. inner_clip: of rho', `clip_plain` to see what it costs.
+    batch_stats and, where there is something to balance, rho; what it draws comes from the rng collection mixstyle.
+    optimizer: of params, alpha inside. beta, gamma: functions of the step (optax schedules) or constants. first_order:
+    drop the Hessian of the inner update (Sec. 4.1). meta_base_losses: terms of the base loss's kind that join both meta
+    losses; the supplement adds cross-entropy there where the domains are the cameras of one source. inner_clip: of
+    rho'; `clip_plain` shows what passing straight through is good for.
     """
 
     model: nn.Module
@@ -107,11 +112,12 @@ class MetaBIN:
             opt_state=self.optimizer.init(variables["params"]),
         )
 
-    def forward(self, state: TrainState, image_NHWC: Array) -> tuple[Array, Array, Tree]:
+    def forward(self, state: TrainState, batch: Batch) -> tuple[Array, Array, Tree]:
         """feature_ND, logits_NM by the batch's own statistics, and the running statistics they lead to."""
         variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
+        rngs = None if batch.key is None else {"mixstyle": batch.key}
         (feature_ND, _, logits_NM), updated = self.model.apply(
-            variables, image_NHWC, train=True, mutable=["batch_stats"]
+            variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs
         )
         return feature_ND, logits_NM, updated["batch_stats"]
 
@@ -120,7 +126,7 @@ class MetaBIN:
         _check(xb)
 
         def base_loss(params):
-            feature_ND, logits_NM, batch_stats = self.forward(state.replace(params=params), xb.image)
+            feature_ND, logits_NM, batch_stats = self.forward(state.replace(params=params), xb)
             terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
             return _total(terms), (terms, batch_stats)
 
@@ -132,7 +138,7 @@ class MetaBIN:
 
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses) -> tuple[Array, Metrics]:
         """Sum of `terms` and meta_base_losses on `batch` at `rho`, and each; new running statistics are dropped."""
-        feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), batch.image)
+        feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), batch)
         values = {name: loss(feature_ND, batch.pid, batch.domain) for name, loss in terms}
         values |= {name: loss(feature_ND, logits_NM, batch.pid) for name, loss in self.meta_base_losses}
         return _total(values), values

@@ -165,11 +165,12 @@ def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
         norm=configuration.METHODS[config.method],
         dtype=jnp.dtype(settings.dtype),
         classifier_init=settings.classifier_init,
+        mixes_styles="mixstyle" in config.method,
     )
 
 
 def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
-    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4.
+    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4 and beyond the paper.
 
     with_shuffle: whether Eq. 8 may have the shuffle loss, which needs two meta-train domains. Raises ValueError where
     no meta-train loss is left without it.
@@ -218,7 +219,7 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
     # [34] learns rho ten times as fast as the rest, without weight decay.
     bin_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
     match config.method:
-        case "metabin" | "metabin_shared":
+        case "metabin" | "metabin_shared" | "metabin_mixstyle":
             return MetaBIN(**settings)
         case "metabin_joint":
             return Joint(**settings, rho_optimizer=optax.sgd(gamma))

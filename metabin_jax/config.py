@@ -19,15 +19,19 @@ METRICS = ("cosine", "euclidean")
 IN_AFFINES = ("identity", "bn")
 DOMAINS_BY = ("source", "camera")
 DTYPES = ("float32", "bfloat16")
-# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner).
+# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner), and then
+# what the paper does not have.
 METHODS = {
     **{layer: layer for layer in ("bn", "in", "half", "dualnorm", "bin", "metabin")},
     "bn_mldg": "bn",
     "bin_mldg": "bin",
     "metabin_shared": "bin",
     "metabin_joint": "metabin",
+    "mixstyle": "bn",
+    "metabin_mixstyle": "metabin",
 }
-META_METHODS = ("metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg")  # they split the domains
+# They split the domains.
+META_METHODS = ("metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg", "metabin_mixstyle")
 BASE_LOSSES = ("cross_entropy", "triplet")
 META_TRAIN_LOSSES = ("scatter", "shuffle", "triplet")
 META_TEST_LOSSES = ("triplet",)
@@ -59,6 +63,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.seed = 0
     # The norm layer and how rho is learned: bn, in, half, dualnorm, bin, metabin (Table 4). Of Table 3: bn_mldg and
     # bin_mldg (MLDG [22] on bn and bin), metabin_shared (with bin's layer), metabin_joint (without episode separation).
+    # Beyond the paper: mixstyle (on bn) and metabin_mixstyle, see models.mixstyle.
     config.method = "metabin"
     config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
     # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A

@@ -120,6 +120,8 @@ def test_an_epoch_is_every_image_once(folder):
         ("bin_mldg", MLDG, SharedBatchInstanceNorm),
         ("metabin_shared", MetaBIN, SharedBatchInstanceNorm),
         ("metabin_joint", Joint, BatchInstanceNorm),
+        ("mixstyle", BaseOnly, BatchNorm),
+        ("metabin_mixstyle", MetaBIN, BatchInstanceNorm),
     ],
 )
 def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, layer):
@@ -128,6 +130,7 @@ def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, l
     run = built(config)
     assert type(run.learner) is kind
     assert run.learner.model.backbone.norm.shallow is layer
+    assert run.learner.model.backbone.mixes_styles == (method in ("mixstyle", "metabin_mixstyle"))
     assert (run.meta is not None) == (kind in (MetaBIN, MLDG, Joint))
     state = jax.eval_shape(run.init)
     assert bool(state.rho) == (layer in (BatchInstanceNorm, SharedBatchInstanceNorm))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_run import DOMAINS, draw_folder
 
-from experiments import beta, clip, order, sources, table2, table3, table4
+from experiments import beta, clip, order, others, sources, table2, table3, table4
 from experiments.settings import Setting
 from experiments.study import Job, main, read, run_study
 from experiments.tables import Row
@@ -17,7 +17,7 @@ from metabin_jax import build, config
 from metabin_jax.algorithm import Batch
 from metabin_jax.data import dataset, synthetic
 
-STUDIES = [module.STUDY for module in (table2, table3, table4, order, beta, clip, sources)]
+STUDIES = [module.STUDY for module in (table2, table3, table4, order, beta, clip, sources, others)]
 every_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 
 
@@ -53,7 +53,8 @@ def test_every_row_can_be_trained(study, tmp_path):
             if row.supervised
             else ("north", "south", "west", "woods", "zoo")[: row.sources or None]
         )
-        batch = Batch(np.zeros((4, 32, 32, 3), np.float32), np.zeros(4, np.int32), np.arange(4) // 2)
+        pid_N, domain_N = np.zeros(4, np.int32), np.arange(4) // 2
+        batch = Batch(np.zeros((4, 32, 32, 3), np.float32), pid_N, domain_N, jax.random.key(0))
         after, _ = jax.eval_shape(run.learner.train_step, jax.eval_shape(run.init), *[batch] * 3)
         assert jax.tree.structure(after) == jax.tree.structure(jax.eval_shape(run.init))
         seen.append(settings.to_json())
@@ -69,6 +70,7 @@ def test_every_row_can_be_trained(study, tmp_path):
         (table4.STUDY, "MetaBIN, supervised"),
         (beta.STUDY, "MetaBIN, beta of the code, 0.0001 to 0.01"),
         (sources.STUDY, "MetaBIN, 2 sources"),
+        (others.STUDY, "MixStyle"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
