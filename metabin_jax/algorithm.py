@@ -112,23 +112,25 @@ class MetaBIN:
             opt_state=self.optimizer.init(variables["params"]),
         )
 
-    def forward(self, state: TrainState, batch: Batch) -> tuple[Array, Array, Tree]:
-        """feature_ND, logits_NM by the batch's own statistics, and the running statistics they lead to."""
+    def forward(self, state: TrainState, batch: Batch) -> tuple[tuple[Array, Array, Array], Tree]:
+        """The model's outputs by the batch's own statistics, and the running statistics they lead to."""
         variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
         rngs = None if batch.key is None else {"mixstyle": batch.key}
-        (feature_ND, _, logits_NM), updated = self.model.apply(
-            variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs
-        )
-        return feature_ND, logits_NM, updated["batch_stats"]
+        outputs, updated = self.model.apply(variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs)
+        return outputs, updated["batch_stats"]
+
+    def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, Tree]]:
+        """Eq. 4: the sum of `base_losses` on X_B, each of them, and the running statistics that X_B leads to."""
+        (feature_ND, _, logits_NM), batch_stats = self.forward(state, xb)
+        terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+        return _total(terms), (terms, batch_stats)
 
     def base_update(self, state: TrainState, xb: Batch) -> tuple[TrainState, Metrics]:
         """Lines 4-6, Eq. 2-5: params by SGD on X_B, running statistics updated; rho is not touched."""
         _check(xb)
 
         def base_loss(params):
-            feature_ND, logits_NM, batch_stats = self.forward(state.replace(params=params), xb)
-            terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
-            return _total(terms), (terms, batch_stats)
+            return self.base_loss(state.replace(params=params), xb)
 
         grads, (terms, batch_stats) = jax.grad(base_loss, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -138,7 +140,7 @@ class MetaBIN:
 
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses) -> tuple[Array, Metrics]:
         """Sum of `terms` and meta_base_losses on `batch` at `rho`, and each; new running statistics are dropped."""
-        feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), batch)
+        (feature_ND, _, logits_NM), _ = self.forward(state.replace(rho=rho), batch)
         values = {name: loss(feature_ND, batch.pid, batch.domain) for name, loss in terms}
         values |= {name: loss(feature_ND, logits_NM, batch.pid) for name, loss in self.meta_base_losses}
         return _total(values), values

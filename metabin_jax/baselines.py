@@ -35,8 +35,7 @@ class LearnedRho(BaseOnly):
         state = state.replace(opt_state=opt_state)
 
         def base_loss(rho):
-            feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), xb)
-            return sum(loss(feature_ND, logits_NM, xb.pid) for _, loss in self.base_losses)
+            return self.base_loss(state.replace(rho=rho), xb)[0]
 
         rho, rho_opt_state = self.rho_update(jax.grad(base_loss)(state.rho), rho_opt_state, state.rho)
         state, metrics = super().base_update(state, xb)
@@ -74,12 +73,11 @@ class Joint(LearnedRho):
 
         def total(weights):
             here = state.replace(params=weights[0], rho=weights[1])
-            feature_ND, logits_NM, batch_stats = self.forward(here, xb)
-            base = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+            base_loss, (base, batch_stats) = self.base_loss(here, xb)
             inner, metrics = self.joint_inner_update(here, xs)
             meta_test, terms = self.meta_loss(inner, inner.rho, xt, self.meta_test_losses)
             metrics |= prefixed("base", base) | prefixed("meta_test", terms)
-            return sum(base.values()) + meta_test, (batch_stats, metrics)
+            return base_loss + meta_test, (batch_stats, metrics)
 
         return jax.grad(total, has_aux=True)((state.params, state.rho))
 
@@ -107,5 +105,5 @@ class MLDG(Joint):
 
     def train_step(self, state: TrainState, xb: Batch, xs: Batch, xt: Batch) -> tuple[TrainState, Metrics]:
         after, metrics = super().train_step(state, xs, xs, xt)
-        _, _, batch_stats = self.forward(state.replace(batch_stats=after.batch_stats), xt)
+        _, batch_stats = self.forward(state.replace(batch_stats=after.batch_stats), xt)
         return after.replace(batch_stats=batch_stats), metrics

@@ -16,6 +16,7 @@ from metabin_jax import config as configuration
 from metabin_jax import losses, models, schedules
 from metabin_jax.algorithm import MetaBIN, TrainState, clip_plain, clip_straight_through
 from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax.bau import BAU, BalancedMetaBIN
 from metabin_jax.data import dataset
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.records import Record
@@ -101,8 +102,11 @@ def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, mod
 
     Under config.init_in_affine = "bn" the affine of an instance branch that the file lacks is that of its batch branch.
     """
-    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
-    loaded, report = models.load_torch(config.init, variables)
+    batch_stats = {name: value for name, value in state.batch_stats.items() if name != "bank"}  # of BAU, not of files
+    loaded, report = models.load_torch(
+        config.init, {"params": state.params, "rho": state.rho, "batch_stats": batch_stats}
+    )
+    loaded["batch_stats"] = {**state.batch_stats, **loaded["batch_stats"]}
     if config.init_in_affine == "bn":
         params = flatten_dict(loaded["params"], sep="/")
         copied = [name for name in report.kept if name.endswith(("/in_scale", "/in_bias"))]
@@ -226,6 +230,10 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
         case "bn_mldg" | "bin_mldg":
             settings |= {"meta_train_losses": (), "meta_test_losses": (), "meta_base_losses": base_losses}
             return MLDG(**settings, rho_optimizer=bin_optimizer)
+        case "metabin_bau":
+            return BalancedMetaBIN(**settings)
+        case "bau":
+            return BAU(**settings)
         case "bin":
             return LearnedRho(**settings, rho_optimizer=bin_optimizer)
     return BaseOnly(**settings)

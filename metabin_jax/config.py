@@ -29,9 +29,13 @@ METHODS = {
     "metabin_joint": "metabin",
     "mixstyle": "bn",
     "metabin_mixstyle": "metabin",
+    "bau": "bn",
+    "metabin_bau": "metabin",
 }
 # They split the domains.
-META_METHODS = ("metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg", "metabin_mixstyle")
+META_METHODS = (
+    "metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg", "metabin_mixstyle", "metabin_bau",
+)  # fmt: skip
 BASE_LOSSES = ("cross_entropy", "triplet")
 META_TRAIN_LOSSES = ("scatter", "shuffle", "triplet")
 META_TEST_LOSSES = ("triplet",)
@@ -63,7 +67,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.seed = 0
     # The norm layer and how rho is learned: bn, in, half, dualnorm, bin, metabin (Table 4). Of Table 3: bn_mldg and
     # bin_mldg (MLDG [22] on bn and bin), metabin_shared (with bin's layer), metabin_joint (without episode separation).
-    # Beyond the paper: mixstyle (on bn) and metabin_mixstyle, see models.mixstyle.
+    # Beyond the paper: mixstyle (on bn) and metabin_mixstyle (models.mixstyle); bau (on bn) and metabin_bau (bau).
     config.method = "metabin"
     config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
     # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A

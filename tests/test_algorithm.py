@@ -335,7 +335,7 @@ def test_two_devices_give_the_one_device_result(train_step):
 
 def test_statistics_of_each_device_alone_would_be_seen():
     metabin, state, xb = MetaBIN(MODEL, OPTIMIZER, BETA), random_state(EDGES, GENTLE), draw_batch(range(5), 20)
-    feature = jit(lambda image: metabin.forward(state, xb.replace(image=image))[0])
+    feature = jit(lambda image: metabin.forward(state, xb.replace(image=image))[0][0])
     halves = jnp.concatenate([feature(half) for half in jnp.split(xb.image, 2)])
     assert distance(halves, feature(xb.image)) > 1e-3
 

@@ -7,6 +7,7 @@ from tiny_run import DOMAINS, draw_folder, tiny_config
 from metabin_jax import build, train
 from metabin_jax.algorithm import MetaBIN, clip_plain, clip_straight_through
 from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax.bau import BAU, BalancedMetaBIN
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
 from metabin_jax.runlog import settings
@@ -122,6 +123,8 @@ def test_an_epoch_is_every_image_once(folder):
         ("metabin_joint", Joint, BatchInstanceNorm),
         ("mixstyle", BaseOnly, BatchNorm),
         ("metabin_mixstyle", MetaBIN, BatchInstanceNorm),
+        ("bau", BAU, BatchNorm),
+        ("metabin_bau", BalancedMetaBIN, BatchInstanceNorm),
     ],
 )
 def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, layer):
@@ -131,7 +134,7 @@ def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, l
     assert type(run.learner) is kind
     assert run.learner.model.backbone.norm.shallow is layer
     assert run.learner.model.backbone.mixes_styles == (method in ("mixstyle", "metabin_mixstyle"))
-    assert (run.meta is not None) == (kind in (MetaBIN, MLDG, Joint))
+    assert (run.meta is not None) == (kind in (MetaBIN, MLDG, Joint, BalancedMetaBIN))
     state = jax.eval_shape(run.init)
     assert bool(state.rho) == (layer in (BatchInstanceNorm, SharedBatchInstanceNorm))
     assert state.params["classifier"]["kernel"].shape == (32, 12)

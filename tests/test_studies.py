@@ -71,6 +71,7 @@ def test_every_row_can_be_trained(study, tmp_path):
         (beta.STUDY, "MetaBIN, beta of the code, 0.0001 to 0.01"),
         (sources.STUDY, "MetaBIN, 2 sources"),
         (others.STUDY, "MixStyle"),
+        (others.STUDY, "MetaBIN + BAU's losses"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
