@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
-from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_plain, clip_straight_through
+from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_plain
 
 MODEL = small_net()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
@@ -229,33 +229,6 @@ def test_losses_on_logits_join_both_meta_losses():
     assert distance(flat(gradient), flat(expected)) < 1e-10
     assert distance(flat(without), flat(expected)) > 1e-3
     assert {"meta_train/cross_entropy", "meta_test/cross_entropy"} < set(metrics)
-
-
-def test_clip_straight_through():
-    outside = [1 + 1e-7, -1e-9, 3.7, -40.0, 1e30, 0.0, 1.0]
-    rho = np.concatenate([outside, np.random.default_rng([8]).uniform(-2, 3, 200)])
-    cotangent = np.random.default_rng([9]).normal(size=len(rho))
-
-    @jit
-    def value_and_gradient(rho, cotangent):
-        value, pull = jax.vjp(clip_straight_through, rho)
-        return value, *pull(cotangent)
-
-    for dtype in (np.float32, np.float64):
-        value, gradient = value_and_gradient(rho.astype(dtype), cotangent.astype(dtype))
-        assert value.dtype == gradient.dtype == dtype
-        np.testing.assert_array_equal(value, np.clip(rho.astype(dtype), 0, 1))
-        np.testing.assert_array_equal(gradient, cotangent.astype(dtype))
-
-
-def test_clip_plain():
-    """By central differences away from the edge; on it the gradient is 1, and the value is that of the other clip."""
-    rho = np.array([-40.0, -1e-3, 1e-3, 0.4, 1 - 1e-3, 1 + 1e-3, 3.7])
-    gradient = np.asarray(jax.vmap(jax.grad(clip_plain))(rho))
-    np.testing.assert_allclose(gradient, [(clip_plain(r + 1e-4) - clip_plain(r - 1e-4)) / 2e-4 for r in rho], atol=1e-9)
-    np.testing.assert_array_equal(gradient, [0, 0, 1, 1, 1, 0, 0])
-    np.testing.assert_array_equal(jax.vmap(jax.grad(clip_plain))(np.array([0.0, 1.0])), 1)
-    np.testing.assert_array_equal(clip_plain(rho), np.clip(rho, 0, 1))
 
 
 def test_base_update_moves_everything_but_rho(updates):
