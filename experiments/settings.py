@@ -47,13 +47,14 @@ class Setting:
             return synthetic.DOMAIN_NAMES[-1:]
         if self.name == "paper":
             return ("market1501",) if supervised else ("paper",)
-        domains = sorted({record.domain for record in read("folder", self.path)})
-        return tuple(domains[:1] if self.smoke else domains)
+        return self._domains()[:1] if self.smoke else self._domains()
 
-    def config(self, target: str, supervised: bool, workdir: Path) -> ConfigDict:
+    def config(self, target: str, supervised: bool, workdir: Path, sources: int = 0) -> ConfigDict:
         """Training without the target and evaluation on it; supervised: on other persons of the target itself.
 
-        Supervised targets that are not the paper's must have been halved by `halve` in this workdir.
+        Supervised targets that are not the paper's must have been halved by `halve` in this workdir. sources: train on
+        the first so many of the others, in the order of the set's list or of their names; 0: on all. Raises ValueError
+        where there are fewer.
         """
         config = self._unseen(target)
         if supervised:
@@ -69,7 +70,26 @@ class Setting:
             if config.data.source == "synthetic":
                 config.data.train_domains = synthetic.DOMAIN_NAMES[:3]  # drawing them takes longer than training
             config.update_from_flattened_dict(SMOKE)
+        if sources:
+            others = self._others(target)
+            if sources > len(others):
+                raise ValueError(
+                    f"a row trains on {sources} sources, but beside {target!r} there are {len(others)} "
+                    f"({', '.join(others)}): leave it out by --rows"
+                )
+            config.data.train_domains = others[:sources]
+            config.data.protocol = ""  # which names all of its sources
         return config
+
+    def _others(self, target: str) -> tuple[str, ...]:
+        """What an unseen target leaves to train on."""
+        if self.name == "paper":
+            return benchmark.get_config().data.train_domains
+        domains = synthetic.DOMAIN_NAMES if self.name == "synthetic" else self._domains()
+        return tuple(domain for domain in domains if domain != target)
+
+    def _domains(self) -> tuple[str, ...]:
+        return tuple(sorted({record.domain for record in read("folder", self.path)}))
 
     def _unseen(self, target: str) -> ConfigDict:
         modules = {"synthetic": demo, "folder": folder, "finetune": finetune}

@@ -38,12 +38,16 @@ from metabin_jax.train import train
 
 @dataclass(frozen=True)
 class Study:
-    """name: of its module. source: where the paper's numbers stand. compare: two rows for the paired test."""
+    """name: of its module. source: where the paper's numbers stand. compare: two rows for the paired test.
+
+    field: what else of the lines the table shows, such as "rho_change".
+    """
 
     name: str
     rows: tuple[Row, ...]
     compare: tuple[str, str]
     source: str = ""
+    field: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Job:
         return self.workdir / f"{self.target}-{name}-{self.seed}"
 
     def config(self) -> ConfigDict:
-        """What it trains."""
-        config = self.setting.config(self.target, self.row.supervised, self.workdir)
+        """What is trained. Raises ValueError where the setting has too few sources for the row."""
+        config = self.setting.config(self.target, self.row.supervised, self.workdir, self.row.sources)
         config.update_from_flattened_dict(dict(self.row.overrides))
         config.seed = self.seed
         return config
@@ -81,7 +85,9 @@ def run_job(job: Job) -> Line:
     scores = list(train(job.config(), job.folder)["targets"].values())
     means = {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
     queries = sum(score["queries"] for score in scores)
-    return {"run": job.row.run, "target": job.target, "seed": job.seed, **means, "queries": queries}
+    line = {"run": job.row.run, "target": job.target, "seed": job.seed, **means, "queries": queries}
+    changes = [row["inner/rho_change"] for row in read(job.folder / "metrics.jsonl") if "inner/rho_change" in row]
+    return line | ({"rho_change": statistics.mean(changes)} if changes else {})
 
 
 def run_study(
@@ -106,6 +112,8 @@ def run_study(
             for target in dict.fromkeys(targets or setting.targets(row.supervised))
         ]
         todo = [job for job in everything if job.key not in done]
+        for job in todo:
+            job.config()  # none is started where one cannot be
         for target in dict.fromkeys(job.target for job in todo if job.row.supervised):
             setting.halve(target, workdir)
         for line in _in_processes(todo, jobs, work) if jobs > 1 else map(work, todo):
@@ -177,7 +185,7 @@ def read(log: Path) -> list[Line]:
 def report(study: Study, lines: Sequence[Line], compare: Sequence[str]) -> str:
     """The table of unseen targets, that of supervised ones, a paired test, and whose numbers the paper's are."""
     blocks = [[row for row in study.rows if row.supervised is supervised] for supervised in (False, True)]
-    parts = [table(block, lines) for block in blocks if block]
+    parts = [table(block, lines, study.field) for block in blocks if block]
     first, second = (next(row for row in study.rows if row.name == name) for name in compare)
     parts.append(f"R-1 / mAP in %, mean ± standard deviation over seeds. {comparison(lines, first, second)}.")
     if study.source:

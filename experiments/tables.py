@@ -12,7 +12,9 @@ METRICS = ("R-1", "mAP")
 # The paper does not give the fixed beta of Tables 2 and 3: the mean of the cycle, so that cycling alone differs.
 FIXED_BETA = {"meta.beta_low": 0.0505, "meta.beta_high": 0.0505}
 ROUNDING = 1e-9  # differences of metrics closer than this are the same
-Line = dict[str, Any]  # of results.jsonl: run (Row.run), target, seed, R-1 and mAP (fractions), queries
+# Of results.jsonl: run (Row.run), target, seed, R-1 and mAP (fractions), queries. Of a run with MetaBIN's inner step,
+# unless it is an old one, also rho_change: the mean of |rho' - rho| over channels and logged steps.
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -20,32 +22,35 @@ class Row:
     """A row of a table.
 
     overrides: config field -> value, on top of the setting's config. paper: R-1 and mAP that the paper reports, in %.
-    supervised: trained and tested on one domain, other persons in the test; else the target is unseen.
+    supervised: trained and tested on one domain, other persons in the test; else the target is unseen. sources: how
+    many of the source domains train, the first in the setting's order; 0 for all.
     """
 
     name: str
     overrides: Mapping[str, Any]
     paper: tuple[float, float] | None = None
     supervised: bool = False
+    sources: int = 0
 
     @property
     def run(self) -> str:
         """What is trained, in one text: rows of several tables that share it share its runs."""
         overrides = {"method": "metabin", **self.overrides}
         words = [f"{field}={value}" for field, value in sorted(overrides.items())]
-        return " ".join(words + ["supervised"] * self.supervised)
+        return " ".join(words + ["supervised"] * self.supervised + [f"sources={self.sources}"] * bool(self.sources))
 
 
-def table(rows: Sequence[Row], lines: Sequence[Line]) -> str:
+def table(rows: Sequence[Row], lines: Sequence[Line], field: str = "") -> str:
     """R-1 / mAP in % per row and target, mean ± std over seeds; then the mean over targets and the paper's numbers.
 
     Rows without a result or a number of the paper's are left out. A seed counts for the mean, and in the column
-    `seeds`, where it has every target.
+    `seeds`, where it has every target. field: of lines that have it, a column for its mean over runs.
     """
     lines = [line for line in lines if line["run"] in {row.run for row in rows}]
     targets = list(dict.fromkeys(line["target"] for line in lines))
     with_mean, with_paper = len(targets) > 1, any(row.paper for row in rows)
     header = ["row", *targets, *["mean"] * with_mean, "seeds", *["paper (reported)"] * with_paper]
+    header += [field] * bool(field)
     body = []
     for row in rows:
         own = [line for line in lines if line["run"] == row.run]
@@ -55,6 +60,8 @@ def table(rows: Sequence[Row], lines: Sequence[Line]) -> str:
         cells = [_cell([line for line in own if line["target"] == target]) for target in targets]
         cells += [_cell(list(means.values()))] * with_mean + [str(len(means))]
         cells += [" / ".join(f"{value:.1f}" for value in row.paper or ()) or "-"] * with_paper
+        values = [line[field] for line in own if field in line]
+        cells += [f"{statistics.mean(values):.2g}" if values else "-"] * bool(field)
         body.append([row.name, *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
 

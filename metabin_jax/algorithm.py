@@ -43,11 +43,15 @@ META_TRAIN_LOSSES: MetaLosses = (
 
 
 class Batch(flax.struct.PyTreeNode):
-    """image [N, H, W, 3] float, normalised; pid [N] in 0..M-1 over all sources and domain [N], integers."""
+    """image [N, H, W, 3] float, normalised; pid [N] in 0..M-1 over all sources and domain [N], integers.
+
+    key: a random key for a net that draws, as one with MixStyle does.
+    """
 
     image: Array
     pid: Array
     domain: Array
+    key: Array | None = None
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -69,15 +73,21 @@ def clip_straight_through(rho: Array) -> Array:
     return jax.lax.stop_gradient(jnp.clip(rho, 0, 1)) + (rho - jax.lax.stop_gradient(rho))
 
 
+def clip_plain(rho: Array) -> Array:
+    """Value clipped to [0, 1]; the gradient is 0 outside of the box, and 1 in it and on its edge, as in PyTorch."""
+    return jnp.where((rho < 0) | (rho > 1), jax.lax.stop_gradient(jnp.clip(rho, 0, 1)), rho)
+
+
 @dataclasses.dataclass(frozen=True)
 class MetaBIN:
     """The method with its settings. Methods are pure functions of a TrainState and batches.
 
     model: linen module, (image_NHWC, train) -> (feature_ND, embedding_ND, logits_NM), with collections params,
-    batch_stats and, where there is something to balance, rho. optimizer: of params, alpha inside. beta, gamma:
-    functions of the step (optax schedules) or constants. first_order: drop the Hessian of the inner update (Sec. 4.1).
-    meta_base_losses: terms of the base loss's kind that join both meta losses; the supplement adds cross-entropy there
-    where the domains are the cameras of one source.
+    batch_stats and, where there is something to balance, rho; what it draws comes from the rng collection mixstyle.
+    optimizer: of params, alpha inside. beta, gamma: functions of the step (optax schedules) or constants. first_order:
+    drop the Hessian of the inner update (Sec. 4.1). meta_base_losses: terms of the base loss's kind that join both meta
+    losses; the supplement adds cross-entropy there where the domains are the cameras of one source. inner_clip: of
+    rho'; `clip_plain` shows what passing straight through is good for.
     """
 
     model: nn.Module
@@ -89,6 +99,7 @@ class MetaBIN:
     meta_train_losses: MetaLosses = META_TRAIN_LOSSES
     meta_test_losses: MetaLosses = META_TEST_LOSSES
     meta_base_losses: BaseLosses = ()
+    inner_clip: Callable[[Array], Array] = clip_straight_through
 
     def init(self, key: Array, image: Array) -> TrainState:
         """Line 1: a fresh state; `image` [N, H, W, 3] is looked at only for its shape and dtype."""
@@ -101,22 +112,25 @@ class MetaBIN:
             opt_state=self.optimizer.init(variables["params"]),
         )
 
-    def forward(self, state: TrainState, image_NHWC: Array) -> tuple[Array, Array, Tree]:
-        """feature_ND, logits_NM by the batch's own statistics, and the running statistics they lead to."""
+    def forward(self, state: TrainState, batch: Batch) -> tuple[tuple[Array, Array, Array], Tree]:
+        """The model's outputs by the batch's own statistics, and the running statistics they lead to."""
         variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
-        (feature_ND, _, logits_NM), updated = self.model.apply(
-            variables, image_NHWC, train=True, mutable=["batch_stats"]
-        )
-        return feature_ND, logits_NM, updated["batch_stats"]
+        rngs = None if batch.key is None else {"mixstyle": batch.key}
+        outputs, updated = self.model.apply(variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs)
+        return outputs, updated["batch_stats"]
+
+    def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, Tree]]:
+        """Eq. 4: the sum of `base_losses` on X_B, each of them, and the running statistics that X_B leads to."""
+        (feature_ND, _, logits_NM), batch_stats = self.forward(state, xb)
+        terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+        return _total(terms), (terms, batch_stats)
 
     def base_update(self, state: TrainState, xb: Batch) -> tuple[TrainState, Metrics]:
         """Lines 4-6, Eq. 2-5: params by SGD on X_B, running statistics updated; rho is not touched."""
         _check(xb)
 
         def base_loss(params):
-            feature_ND, logits_NM, batch_stats = self.forward(state.replace(params=params), xb.image)
-            terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
-            return _total(terms), (terms, batch_stats)
+            return self.base_loss(state.replace(params=params), xb)
 
         grads, (terms, batch_stats) = jax.grad(base_loss, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -126,13 +140,13 @@ class MetaBIN:
 
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, terms: MetaLosses) -> tuple[Array, Metrics]:
         """Sum of `terms` and meta_base_losses on `batch` at `rho`, and each; new running statistics are dropped."""
-        feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), batch.image)
+        (feature_ND, _, logits_NM), _ = self.forward(state.replace(rho=rho), batch)
         values = {name: loss(feature_ND, batch.pid, batch.domain) for name, loss in terms}
         values |= {name: loss(feature_ND, logits_NM, batch.pid) for name, loss in self.meta_base_losses}
         return _total(values), values
 
     def inner_update(self, state: TrainState, xs: Batch) -> tuple[Tree, Metrics]:
-        """Lines 11-12, Eq. 8-9: rho' = clip(rho - beta * grad L_mtr(X_S)), the clip straight through.
+        """Lines 11-12, Eq. 8-9: rho' = clip(rho - beta * grad L_mtr(X_S)), the clip being `inner_clip`.
 
         The first-order meta-gradient treats grad L_mtr as a constant, which is this one stop_gradient.
         """
@@ -140,7 +154,7 @@ class MetaBIN:
         grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(state, rho, xs, self.meta_train_losses)
         beta = self.beta(state.step) if callable(self.beta) else self.beta
         pushed = jax.tree.map(lambda r, g: r - beta * g, state.rho, grads)
-        rho_inner = jax.tree.map(clip_straight_through, pushed)
+        rho_inner = jax.tree.map(self.inner_clip, pushed)
         metrics = {
             "inner/beta": jnp.asarray(beta, jnp.float32),
             "inner/rho_change": _mean(jax.tree.map(lambda a, b: jnp.abs(a - b), rho_inner, state.rho)),

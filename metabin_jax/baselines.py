@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, clip_straight_through, prefixed
+from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, prefixed
 
 
 class BaseOnly(MetaBIN):
@@ -35,8 +35,7 @@ class LearnedRho(BaseOnly):
         state = state.replace(opt_state=opt_state)
 
         def base_loss(rho):
-            feature_ND, logits_NM, _ = self.forward(state.replace(rho=rho), xb.image)
-            return sum(loss(feature_ND, logits_NM, xb.pid) for _, loss in self.base_losses)
+            return self.base_loss(state.replace(rho=rho), xb)[0]
 
         rho, rho_opt_state = self.rho_update(jax.grad(base_loss)(state.rho), rho_opt_state, state.rho)
         state, metrics = super().base_update(state, xb)
@@ -74,17 +73,16 @@ class Joint(LearnedRho):
 
         def total(weights):
             here = state.replace(params=weights[0], rho=weights[1])
-            feature_ND, logits_NM, batch_stats = self.forward(here, xb.image)
-            base = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+            base_loss, (base, batch_stats) = self.base_loss(here, xb)
             inner, metrics = self.joint_inner_update(here, xs)
             meta_test, terms = self.meta_loss(inner, inner.rho, xt, self.meta_test_losses)
             metrics |= prefixed("base", base) | prefixed("meta_test", terms)
-            return sum(base.values()) + meta_test, (batch_stats, metrics)
+            return base_loss + meta_test, (batch_stats, metrics)
 
         return jax.grad(total, has_aux=True)((state.params, state.rho))
 
     def joint_inner_update(self, state: TrainState, xs: Batch) -> tuple[TrainState, Metrics]:
-        """The state at w'; rho is clipped straight through, and the first order drops the Hessian, as in MetaBIN."""
+        """The state at w'; rho is clipped, and the first order drops the Hessian, as in MetaBIN."""
 
         def meta_train_loss(weights):
             return self.meta_loss(state.replace(params=weights[0]), weights[1], xs, self.meta_train_losses)
@@ -95,7 +93,7 @@ class Joint(LearnedRho):
         beta = self.beta(state.step) if callable(self.beta) else self.beta
         params, rho = jax.tree.map(lambda w, g: w - beta * g, weights, grads)
         metrics = {"inner/beta": jnp.asarray(beta, jnp.float32)} | prefixed("meta_train", terms)
-        return state.replace(params=params, rho=jax.tree.map(clip_straight_through, rho)), metrics
+        return state.replace(params=params, rho=jax.tree.map(self.inner_clip, rho)), metrics
 
 
 class MLDG(Joint):
@@ -107,5 +105,5 @@ class MLDG(Joint):
 
     def train_step(self, state: TrainState, xb: Batch, xs: Batch, xt: Batch) -> tuple[TrainState, Metrics]:
         after, metrics = super().train_step(state, xs, xs, xt)
-        _, _, batch_stats = self.forward(state.replace(batch_stats=after.batch_stats), xt.image)
+        _, batch_stats = self.forward(state.replace(batch_stats=after.batch_stats), xt)
         return after.replace(batch_stats=batch_stats), metrics

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from metabin_jax import config as configuration
 from metabin_jax import losses, models, schedules
-from metabin_jax.algorithm import MetaBIN, TrainState
+from metabin_jax.algorithm import MetaBIN, TrainState, clip_plain, clip_straight_through
 from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax.bau import BAU, BalancedMetaBIN
 from metabin_jax.data import dataset
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.records import Record
@@ -103,8 +104,11 @@ def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, mod
 
     Under config.init_in_affine = "bn" the affine of an instance branch that the file lacks is that of its batch branch.
     """
-    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
-    loaded, report = models.load_torch(config.init, variables)
+    batch_stats = {name: value for name, value in state.batch_stats.items() if name != "bank"}  # of BAU, not of files
+    loaded, report = models.load_torch(
+        config.init, {"params": state.params, "rho": state.rho, "batch_stats": batch_stats}
+    )
+    loaded["batch_stats"] = {**state.batch_stats, **loaded["batch_stats"]}
     if config.init_in_affine == "bn":
         params = flatten_dict(loaded["params"], sep="/")
         copied = [name for name in report.kept if name.endswith(("/in_scale", "/in_bias"))]
@@ -167,11 +171,12 @@ def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
         norm=configuration.METHODS[config.method],
         dtype=jnp.dtype(settings.dtype),
         classifier_init=settings.classifier_init,
+        mixes_styles="mixstyle" in config.method,
     )
 
 
 def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
-    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4.
+    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4 and beyond the paper.
 
     with_shuffle: whether Eq. 8 may have the shuffle loss, which needs two meta-train domains. Raises ValueError where
     no meta-train loss is left without it.
@@ -215,17 +220,22 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
         "meta_train_losses": tuple((name, meta_terms[name]) for name in meta_train),
         "meta_test_losses": tuple((name, meta_terms[name]) for name in meta.test_losses),
         "meta_base_losses": (("cross_entropy", cross_entropy),) * meta.cross_entropy,
+        "inner_clip": {"straight_through": clip_straight_through, "plain": clip_plain}[meta.clip],
     }
     # [34] learns rho ten times as fast as the rest, without weight decay.
     bin_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
     match config.method:
-        case "metabin" | "metabin_shared":
+        case "metabin" | "metabin_shared" | "metabin_mixstyle":
             return MetaBIN(**settings)
         case "metabin_joint":
             return Joint(**settings, rho_optimizer=optax.sgd(gamma))
         case "bn_mldg" | "bin_mldg":
             settings |= {"meta_train_losses": (), "meta_test_losses": (), "meta_base_losses": base_losses}
             return MLDG(**settings, rho_optimizer=bin_optimizer)
+        case "metabin_bau":
+            return BalancedMetaBIN(**settings)
+        case "bau":
+            return BAU(**settings)
         case "bin":
             return LearnedRho(**settings, rho_optimizer=bin_optimizer)
     return BaseOnly(**settings)

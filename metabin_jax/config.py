@@ -1,14 +1,12 @@
 """Every setting with its source, and the checks that run before any work does."""
 
 import ast
-import difflib
-import math
-from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from metabin_jax.benchmark import protocols
+from metabin_jax.config_checks import KINDS, at_least, check_fields, get, one_of, some_of
 from metabin_jax.data.records import SPLITS
 from metabin_jax.models import reid
 
@@ -21,18 +19,27 @@ METRICS = ("cosine", "euclidean")
 IN_AFFINES = ("identity", "bn")
 DOMAINS_BY = ("source", "camera")
 DTYPES = ("float32", "bfloat16")
-# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner).
+# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner), and then
+# what the paper does not have.
 METHODS = {
     **{layer: layer for layer in ("bn", "in", "half", "dualnorm", "bin", "metabin")},
     "bn_mldg": "bn",
     "bin_mldg": "bin",
     "metabin_shared": "bin",
     "metabin_joint": "metabin",
+    "mixstyle": "bn",
+    "metabin_mixstyle": "metabin",
+    "bau": "bn",
+    "metabin_bau": "metabin",
 }
-META_METHODS = ("metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg")  # they split the domains
+# They split the domains.
+META_METHODS = (
+    "metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg", "metabin_mixstyle", "metabin_bau",
+)  # fmt: skip
 BASE_LOSSES = ("cross_entropy", "triplet")
 META_TRAIN_LOSSES = ("scatter", "shuffle", "triplet")
 META_TEST_LOSSES = ("triplet",)
+CLIPS = ("straight_through", "plain")
 # The least value of every number that has one.
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
@@ -45,13 +52,6 @@ LEAST = {
         "meta.beta_low", "meta.gamma", "meta.start", "eval.query_expansion",
     ),
 }  # fmt: skip
-KINDS = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    tuple: "a tuple as in Python, such as \"('a', 'b')\"",
-}
 
 
 def metabin(preset: str = "paper") -> ConfigDict:
@@ -67,6 +67,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.seed = 0
     # The norm layer and how rho is learned: bn, in, half, dualnorm, bin, metabin (Table 4). Of Table 3: bn_mldg and
     # bin_mldg (MLDG [22] on bn and bin), metabin_shared (with bin's layer), metabin_joint (without episode separation).
+    # Beyond the paper: mixstyle (on bn) and metabin_mixstyle (models.mixstyle); bau (on bn) and metabin_bau (bau).
     config.method = "metabin"
     config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
     # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A
@@ -128,6 +129,8 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.meta.test_losses = META_TEST_LOSSES  # Eq. 10; () leaves the cross-entropy below alone, as in Table 2
     config.meta.start = 9 if official else 0  # the first step that meta-updates: 10 base updates come before
     config.meta.cross_entropy = False  # in both meta losses too, as the supplement has it for a single source
+    # straight_through | plain: the gradient of the inner step's clip, see algorithm.clip_straight_through
+    config.meta.clip = "straight_through"
     config.meta.first_order = True  # Sec. 4.1; False for the exact meta-gradient
 
     config.epochs = 100  # Sec. 4.1
@@ -149,7 +152,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
 
 def override(config: ConfigDict, field: str, text: str) -> None:
     """Sets the field named by its path ('data.height') to what `text` says. Raises ValueError."""
-    example = _get(metabin(), field)
+    example = get(metabin(), field)
     if isinstance(example, ConfigDict):
         raise ValueError(f"config.{field} is a group: set its fields, such as config.{field}.{next(iter(example))}")
     if field == "preset":
@@ -159,7 +162,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     except (KeyError, SyntaxError, ValueError):
         raise ValueError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
     group, _, name = field.rpartition(".")
-    (_get(config, group) if group else config)[name] = value
+    (get(config, group) if group else config)[name] = value
 
 
 def _parse(text: str, kind: type) -> Any:
@@ -175,28 +178,29 @@ def _parse(text: str, kind: type) -> Any:
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError with one sentence for the first value that cannot work. Reads no data."""
-    _check_fields(config, metabin(), "config")
-    _one_of(config, "method", METHODS)
-    _one_of(config, "data.source", SOURCES)
-    _one_of(config, "init_in_affine", IN_AFFINES)
-    _one_of(config, "data.domain_by", DOMAINS_BY)
-    _one_of(config, "batch.sampling", SAMPLINGS)
-    _one_of(config, "selection", SELECTIONS)
-    _one_of(config, "eval.policy", POLICIES)
-    _one_of(config, "eval.metric", METRICS)
-    _one_of(config, "model.dtype", DTYPES)
-    _one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
+    check_fields(config, metabin(), "config")
+    one_of(config, "method", METHODS)
+    one_of(config, "data.source", SOURCES)
+    one_of(config, "init_in_affine", IN_AFFINES)
+    one_of(config, "data.domain_by", DOMAINS_BY)
+    one_of(config, "batch.sampling", SAMPLINGS)
+    one_of(config, "selection", SELECTIONS)
+    one_of(config, "eval.policy", POLICIES)
+    one_of(config, "eval.metric", METRICS)
+    one_of(config, "meta.clip", CLIPS)
+    one_of(config, "model.dtype", DTYPES)
+    one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
     try:
         reid.create(config.model.name, num_classes=1)
     except ValueError as error:
         raise ValueError(f"config.model.name: {error}") from None
     for low, fields in LEAST.items():
         for field in fields:
-            _at_least(config, field, low)
+            at_least(config, field, low)
     for field in ("optimizer.momentum", "loss.smoothing"):
-        if _get(config, field) >= 1:
-            raise ValueError(f"config.{field} must be less than 1; got {_get(config, field)}")
-    _at_least(config, "meta.beta_high", config.meta.beta_low)
+        if get(config, field) >= 1:
+            raise ValueError(f"config.{field} must be less than 1; got {get(config, field)}")
+    at_least(config, "meta.beta_high", config.meta.beta_low)
     if config.selection == "source_val" and not 0 < config.val_fraction < 1:
         raise ValueError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
     if not 0 < config.eval.far < 1:
@@ -215,14 +219,14 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
         )
-    _some_of(config, "data.train_splits", SPLITS)
-    _some_of(config, "loss.base", BASE_LOSSES)
-    _some_of(config, "meta.train_losses", META_TRAIN_LOSSES, or_none=config.meta.cross_entropy)
-    _some_of(config, "meta.test_losses", META_TEST_LOSSES, or_none=config.meta.cross_entropy)
+    some_of(config, "data.train_splits", SPLITS)
+    some_of(config, "loss.base", BASE_LOSSES)
+    some_of(config, "meta.train_losses", META_TRAIN_LOSSES, or_none=config.meta.cross_entropy)
+    some_of(config, "meta.test_losses", META_TEST_LOSSES, or_none=config.meta.cross_entropy)
     if config.data.protocol:
         _check_protocol(config)
     for field in ("data.train_domains", "data.eval_domains"):
-        names = _get(config, field)
+        names = get(config, field)
         if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise ValueError(f"config.{field} must name domains, each once; got {names!r}")
     if not all(isinstance(epoch, int | float) for epoch in config.optimizer.decay_epochs):
@@ -248,54 +252,3 @@ def _check_protocol(config: ConfigDict) -> None:
             f"config.data.eval_domains has {others[0]!r}, which is no target of the protocol {protocol.name} "
             f"({', '.join(protocol.targets)}): leave it out, or set config.data.protocol to ''"
         )
-
-
-def _check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
-    """That `config` has the fields of `known`, each of its type."""
-    for name in config:
-        if name not in known:
-            raise _unknown(name, known, path)
-    for name, example in known.items():
-        if name not in config:
-            raise ValueError(f"{path}.{name} is missing: start from metabin_jax.config.metabin()")
-        value, field = config[name], f"{path}.{name}"
-        if isinstance(example, ConfigDict) and isinstance(value, ConfigDict):
-            _check_fields(value, example, field)
-        elif type(value) is not type(example) and not (type(example) is float and type(value) is int):
-            kind = KINDS.get(type(example), "a group of fields")
-            raise ValueError(f"{field} must be {kind}; got {value!r}")
-        elif type(value) is float and math.isinf(value):
-            raise ValueError(f"{field} must be finite; got {value}")
-
-
-def _unknown(name: str, known: ConfigDict, path: str) -> ValueError:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-    return ValueError(f"{path} has no field {name!r}: {meant}")
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    path = "config"
-    for name in field.split("."):
-        if not isinstance(config, ConfigDict):
-            raise ValueError(f"{path} is no group: it has no field {name!r}")
-        if name not in config:
-            raise _unknown(name, config, path)
-        config, path = config[name], f"{path}.{name}"
-    return config
-
-
-def _one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
-    if _get(config, field) not in allowed:
-        raise ValueError(f"config.{field} must be one of {', '.join(allowed)}; got {_get(config, field)!r}")
-
-
-def _some_of(config: ConfigDict, field: str, allowed: tuple[str, ...], or_none: bool = False) -> None:
-    names = _get(config, field)
-    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not (names or or_none):
-        raise ValueError(f"config.{field} must name some of {allowed}, each once; got {names!r}")
-
-
-def _at_least(config: ConfigDict, field: str, low: float) -> None:
-    if not _get(config, field) >= low:  # so that nan fails too
-        raise ValueError(f"config.{field} must be {low} or more; got {_get(config, field)}")

@@ -38,7 +38,8 @@ def make_step(run: Run) -> functools.partial[tuple[TrainState, Metrics]]:
 
 
 def _prepare(key: jax.Array, raw: Any, pad: int) -> Batch | None:
-    return None if raw is None else Batch(augment(key, raw.image, pad), raw.pid, raw.domain)
+    """The net may have the same key: a layer that draws mixes its name into it."""
+    return None if raw is None else Batch(augment(key, raw.image, pad), raw.pid, raw.domain, key)
 
 
 def rho_by_stage(rho: Any) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
-from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_straight_through
+from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_plain
 
 MODEL = small_net()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
@@ -181,6 +181,28 @@ def test_at_the_edge_a_plain_clip_would_lose_channels(updates, by_hand):
     assert (np.asarray(plain)[pushed_out] == 0).all()
 
 
+def test_the_meta_gradient_through_a_plain_clip_is_0_where_it_clips(by_hand):
+    """By hand: u is v where the inner step stays in the box, else 0; exactly, u - beta H u."""
+    state = random_state((1, 1), HARD)
+    xs, xt = meta_batches()
+    found = by_hand(state)
+    inside = flat(state.rho) - BETA(HARD) * found["g"] <= 1
+    assert 0 < inside.sum() < len(inside)
+    u = np.where(inside, found["v"], 0)
+
+    @jit
+    def run(state, u):
+        rho, unflatten = ravel_pytree(state.rho)
+        inner = jax.grad(lambda rho: loss_by_hand(state, unflatten(rho), xs, True))
+        orders = [MetaBIN(MODEL, OPTIMIZER, BETA, GAMMA, order, inner_clip=clip_plain) for order in (True, False)]
+        return [each.meta_gradient(state, xs, xt)[0] for each in orders], jax.jvp(inner, (rho,), (u,))[1]
+
+    (first_order, exact), hessian_u = run(state, u)
+    assert distance(flat(first_order), u) < 1e-10 and (flat(first_order)[~inside] == 0).all()
+    assert distance(flat(exact), u - BETA(HARD) * hessian_u) < 1e-10
+    assert distance(found["v"], u) > 1e-2, "straight through is another gradient"
+
+
 def test_losses_on_logits_join_both_meta_losses():
     """The supplement's cross-entropy; the gradient is that of the losses written out."""
     state = random_state(INSIDE, GENTLE)
@@ -206,23 +228,6 @@ def test_losses_on_logits_join_both_meta_losses():
     assert distance(flat(gradient), flat(expected)) < 1e-10
     assert distance(flat(without), flat(expected)) > 1e-3
     assert {"meta_train/cross_entropy", "meta_test/cross_entropy"} < set(metrics)
-
-
-def test_clip_straight_through():
-    outside = [1 + 1e-7, -1e-9, 3.7, -40.0, 1e30, 0.0, 1.0]
-    rho = np.concatenate([outside, np.random.default_rng([8]).uniform(-2, 3, 200)])
-    cotangent = np.random.default_rng([9]).normal(size=len(rho))
-
-    @jit
-    def value_and_gradient(rho, cotangent):
-        value, pull = jax.vjp(clip_straight_through, rho)
-        return value, *pull(cotangent)
-
-    for dtype in (np.float32, np.float64):
-        value, gradient = value_and_gradient(rho.astype(dtype), cotangent.astype(dtype))
-        assert value.dtype == gradient.dtype == dtype
-        np.testing.assert_array_equal(value, np.clip(rho.astype(dtype), 0, 1))
-        np.testing.assert_array_equal(gradient, cotangent.astype(dtype))
 
 
 def test_base_update_moves_everything_but_rho(updates):

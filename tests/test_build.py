@@ -5,8 +5,9 @@ import pytest
 from tiny_run import DOMAINS, draw_folder, tiny_config
 
 from metabin_jax import build, train
-from metabin_jax.algorithm import MetaBIN
+from metabin_jax.algorithm import MetaBIN, clip_plain, clip_straight_through
 from metabin_jax.baselines import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax.bau import BAU, BalancedMetaBIN
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
 from metabin_jax.runlog import settings
@@ -120,6 +121,10 @@ def test_an_epoch_is_every_image_once(folder):
         ("bin_mldg", MLDG, SharedBatchInstanceNorm),
         ("metabin_shared", MetaBIN, SharedBatchInstanceNorm),
         ("metabin_joint", Joint, BatchInstanceNorm),
+        ("mixstyle", BaseOnly, BatchNorm),
+        ("metabin_mixstyle", MetaBIN, BatchInstanceNorm),
+        ("bau", BAU, BatchNorm),
+        ("metabin_bau", BalancedMetaBIN, BatchInstanceNorm),
     ],
 )
 def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, layer):
@@ -128,7 +133,8 @@ def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, l
     run = built(config)
     assert type(run.learner) is kind
     assert run.learner.model.backbone.norm.shallow is layer
-    assert (run.meta is not None) == (kind in (MetaBIN, MLDG, Joint))
+    assert run.learner.model.backbone.mixes_styles == (method in ("mixstyle", "metabin_mixstyle"))
+    assert (run.meta is not None) == (kind in (MetaBIN, MLDG, Joint, BalancedMetaBIN))
     state = jax.eval_shape(run.init)
     assert bool(state.rho) == (layer in (BatchInstanceNorm, SharedBatchInstanceNorm))
     assert state.params["classifier"]["kernel"].shape == (32, 12)
@@ -235,6 +241,13 @@ def test_the_config_names_the_losses(folder):
     learner = built(config).learner
     assert names(learner.base_losses) == ["cross_entropy"]
     assert names(learner.meta_train_losses) == ["scatter"] and learner.meta_test_losses == ()
+
+
+def test_the_config_names_the_clip(folder):
+    config = tiny_config(folder)
+    assert built(config).learner.inner_clip is clip_straight_through
+    config.meta.clip = "plain"
+    assert built(config).learner.inner_clip is clip_plain
 
 
 def test_mldg_has_the_base_losses_for_meta_losses(folder):

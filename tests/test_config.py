@@ -105,6 +105,7 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"eval__policy": "x"}, "config.eval.policy must be one of cross-camera, ignore"),
         ({"eval__metric": "x"}, "config.eval.metric must be one of cosine, euclidean"),
         ({"model__dtype": "float16"}, "config.model.dtype must be one of float32, bfloat16"),
+        ({"meta__clip": "hard"}, "config.meta.clip must be one of straight_through, plain; got 'hard'"),
         ({"model__classifier_init": "x"}, "config.model.classifier_init must be one of normal, uniform"),
         ({"model__name": "resnet"}, "config.model.name: model must be mobilenetv2_W or"),
         ({"data__height": 31}, "config.data.height must be 32 or more; got 31"),

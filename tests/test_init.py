@@ -142,3 +142,12 @@ def test_the_command_line_says_so_in_one_sentence(folder, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("metabin train: the weights file /")
     assert error.endswith("/nowhere.pth does not exist\n")
+
+
+def test_the_bank_of_bau_is_not_of_the_file(config):
+    config.method = "bau"
+    before = jax.eval_shape(build.build(build.resolve(config)).init)
+    state, report = build.with_weights(config, before)
+    assert state.batch_stats["bank"] == before.batch_stats["bank"]
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    assert not [name for name in report.kept if "bank" in name]

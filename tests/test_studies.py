@@ -7,16 +7,17 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import draw_folder
+from tiny_run import DOMAINS, draw_folder
 
-from experiments import table2, table3, table4
+from experiments import beta, clip, order, others, sources, table2, table3, table4
 from experiments.settings import Setting
 from experiments.study import Job, main, read, run_study
+from experiments.tables import Row
 from metabin_jax import build, config
 from metabin_jax.algorithm import Batch
-from metabin_jax.data import dataset
+from metabin_jax.data import dataset, synthetic
 
-STUDIES = [module.STUDY for module in (table2, table3, table4)]
+STUDIES = [module.STUDY for module in (table2, table3, table4, order, beta, clip, sources, others)]
 every_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 
 
@@ -41,17 +42,19 @@ def test_rows_and_their_folders_are_told_apart(study, tmp_path):
 @every_study
 def test_every_row_can_be_trained(study, tmp_path):
     """Each is built from its config, and its step traced; no two rows of a table are the same training."""
-    folder = draw_folder(tmp_path / "data", cameras=4)
+    folder = draw_folder(tmp_path / "data", (*DOMAINS, "woods", "zoo"), cameras=4)
     setting, seen = Setting("folder", str(folder), smoke=True), []
     setting.halve("east", tmp_path)
     for row in study.rows:
-        settings = setting.config("east", row.supervised, tmp_path)
-        settings.update_from_flattened_dict(dict(row.overrides))
+        settings = Job(row, "east", 0, setting, tmp_path).config()
         run = build.build(build.resolve(settings))
         assert run.data.domains == (
-            tuple(f"east, camera {k}" for k in (1, 2, 3, 4)) if row.supervised else ("north", "south", "west")
+            tuple(f"east, camera {k}" for k in (1, 2, 3, 4))
+            if row.supervised
+            else ("north", "south", "west", "woods", "zoo")[: row.sources or None]
         )
-        batch = Batch(np.zeros((4, 32, 32, 3), np.float32), np.zeros(4, np.int32), np.arange(4) // 2)
+        pid_N, domain_N = np.zeros(4, np.int32), np.arange(4) // 2
+        batch = Batch(np.zeros((4, 32, 32, 3), np.float32), pid_N, domain_N, jax.random.key(0))
         after, _ = jax.eval_shape(run.learner.train_step, jax.eval_shape(run.init), *[batch] * 3)
         assert jax.tree.structure(after) == jax.tree.structure(jax.eval_shape(run.init))
         seen.append(settings.to_json())
@@ -65,6 +68,10 @@ def test_every_row_can_be_trained(study, tmp_path):
         (table3.STUDY, "BIN, Lce + Ltr, MLDG cyclic"),
         (table3.STUDY, "MetaBIN, without episode separation"),
         (table4.STUDY, "MetaBIN, supervised"),
+        (beta.STUDY, "MetaBIN, beta of the code, 0.0001 to 0.01"),
+        (sources.STUDY, "MetaBIN, 2 sources"),
+        (others.STUDY, "MixStyle"),
+        (others.STUDY, "MetaBIN + BAU's losses"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -76,6 +83,7 @@ def test_smoke(study, row, tmp_path, monkeypatch, capsys):
     assert (line["target"], line["seed"]) == ("underpass", 0)
     assert 0 < line["mAP"] < 1 and line["queries"] > 0
     assert f"| {row} | {100 * line['R-1']:.1f} / {100 * line['mAP']:.1f} | 1 |" in capsys.readouterr().out
+    assert ("rho_change" in line) == ("MetaBIN" in row and "without" not in row)
     main(study)
     assert len(read(workdir / "results.jsonl")) == 1
 
@@ -127,3 +135,25 @@ def test_a_study_of_a_folder_runs_supervised_rows_on_each_domain(tmp_path):
     run_study(rows, setting, [0], tmp_path / "runs", work=work)
     assert asked == [str(tmp_path / "runs" / "halves" / f"{name}.csv") for name in "ab"]
     assert all(len(dataset.read("csv", path)) == 16 for path in asked)
+
+
+def test_a_row_trains_on_the_first_sources_of_its_setting(tmp_path):
+    folder = draw_folder(tmp_path / "data", ids=2, cameras=1, per_camera=1)
+    for setting, target, count, expected in (
+        (Setting("synthetic"), "underpass", 2, synthetic.DOMAIN_NAMES[:2]),
+        (Setting("synthetic", smoke=True), synthetic.DOMAIN_NAMES[0], 4, synthetic.DOMAIN_NAMES[1:5]),
+        (Setting("folder", str(folder)), "north", 2, ("east", "south")),
+        (Setting("paper", "~/sets"), "paper", 3, ("cuhk02", "cuhk03", "market1501")),
+    ):
+        found = Job(Row("x", {}, sources=count), target, 0, setting, tmp_path).config()
+        config.check(found)
+        assert found.data.train_domains == expected and target not in expected
+
+
+def test_too_few_sources_are_refused_before_anything_runs(tmp_path):
+    folder = draw_folder(tmp_path / "data", ids=2, cameras=1, per_camera=1)
+    rows = [Row(f"{count}", {}, sources=count) for count in (3, 4)]
+    started = []
+    with pytest.raises(ValueError, match=r"on 4 sources, but beside 'east' there are 3 \(north, south, west\)"):
+        run_study(rows, Setting("folder", str(folder)), [0], tmp_path / "runs", work=started.append)
+    assert not started

@@ -223,3 +223,18 @@ def test_a_run_over_several_sets_counts_as_their_mean(monkeypatch, tmp_path):
         "run": "method=bn", "target": "paper", "seed": 7,
         "R-1": pytest.approx(0.3), "mAP": pytest.approx(0.2), "queries": 7,
     }  # fmt: skip
+
+
+def test_a_line_keeps_how_far_the_inner_step_went(monkeypatch, tmp_path):
+    def stub(config, workdir):
+        workdir.mkdir()
+        rows = [
+            {"step": 1, "inner/rho_change": 0.1},
+            {"step": 1, "source_mAP": 0.5},
+            {"step": 2, "inner/rho_change": 0.3},
+        ]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"targets": {"underpass": {"R-1": 0.2, "mAP": 0.1, "queries": 3}}}
+
+    monkeypatch.setattr(study, "train", stub)
+    assert study.run_job(Job(ROWS[1], "underpass", 0, DRAWN, tmp_path))["rho_change"] == pytest.approx(0.2)

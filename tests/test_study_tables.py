@@ -61,6 +61,15 @@ def test_the_mean_over_targets_takes_complete_seeds_only():
     assert lines[3] == "| IN | - | 50.0 / 50.0 | - | 0 |"
 
 
+def test_a_field_of_some_lines_has_its_mean_in_a_column():
+    lines = [line("x", "bn", seed, 0.1, 0.2) for seed in (0, 1, 2)] + [line("x", "in", 0, 0.5, 0.5)]
+    lines[0]["rho_change"], lines[2]["rho_change"] = 0.00012, 0.00024
+    assert [text.rpartition(" | ")[2] for text in table(rows("bn", "in"), lines, "rho_change").splitlines()] == [
+        "rho_change |", "--- |", "0.00018 |", "- |",
+    ]  # fmt: skip
+    assert "rho_change" not in table(rows("bn"), lines)
+
+
 def test_rows_of_other_tables_share_runs():
     """MetaBIN is the default method, fields come in any order, and being supervised makes another training."""
     fields = {"loss.base": ("triplet",), "meta.gamma": 0.5}
@@ -68,6 +77,7 @@ def test_rows_of_other_tables_share_runs():
     assert Row("x", fields).run == Row("y", dict(reversed(fields.items())) | {"method": "metabin"}).run == run
     assert Row("x", fields, supervised=True).run == f"{run} supervised"
     assert Row("x", {"method": "bn"}).run == "method=bn"
+    assert Row("x", {"method": "bn"}, sources=3).run == "method=bn sources=3"
 
 
 def two_rows(first, second, target="x"):

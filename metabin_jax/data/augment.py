@@ -14,6 +14,45 @@ def normalise(image_NHWC: jax.Array) -> jax.Array:
     return (image_NHWC.astype(jnp.float32) / 255 - mean) / std
 
 
+def disturb(key: jax.Array, image_NHWC: jax.Array) -> jax.Array:
+    """A strong view of each image, as in BAU (Cho et al., NeurIPS 2024): other light and colours, and a hole.
+
+    With probability 0.5 each: brightness, contrast and saturation times factors of 0.5 to 2, in this order; and a hole
+    of 2 to 40 % of the area, 0.3 to 3.3 times as high as wide, cut off at the image's border. Float32 [N, H, W, 3] as
+    `normalise` makes it, and back; the hole has the mean colour.
+    """
+    n, height, width, _ = image_NHWC.shape
+    chance_key, factor_key, hole_key = jax.random.split(key, 3)
+    jitters_N111, erases_N111 = jax.random.bernoulli(chance_key, shape=(2, n, 1, 1, 1))
+    factors_3N111 = jax.random.uniform(factor_key, (3, n, 1, 1, 1), minval=0.5, maxval=2)
+    mean, std = (jnp.array(moment, jnp.float32).reshape(1, 1, 1, 3) for moment in (MEAN, STD))
+    jittered_NHWC = (jitter(image_NHWC * std + mean, *factors_3N111) - mean) / std
+    area_N111, ratio_N111, *place = jax.random.uniform(hole_key, (4, n, 1, 1, 1))
+    area_N111 = (0.02 + 0.38 * area_N111) * height * width
+    ratio_N111 = 0.3 * 11**ratio_N111
+    sides = jnp.sqrt(area_N111 * ratio_N111), jnp.sqrt(area_N111 / ratio_N111)
+    inside_NHW1 = erases_N111
+    for axis, (side_N111, place_N111) in enumerate(zip(sides, place, strict=True), start=1):
+        length = image_NHWC.shape[axis]
+        at = jax.lax.broadcasted_iota(jnp.float32, (1, height, width, 1), axis)
+        start_N111 = jnp.floor(place_N111 * jnp.maximum(length - side_N111 + 1, 1))
+        inside_NHW1 &= (at >= start_N111) & (at < start_N111 + side_N111)
+    return jnp.where(inside_NHW1, 0, jnp.where(jitters_N111, jittered_NHWC, image_NHWC))
+
+
+def jitter(image_NHWC: jax.Array, brightness: jax.Array, contrast: jax.Array, saturation: jax.Array) -> jax.Array:
+    """Images in [0, 1] with each factor [N, 1, 1, 1] applied in turn, as torchvision's ColorJitter does it."""
+
+    def grey(image_NHWC):  # ITU-R 601
+        return (image_NHWC * jnp.array([0.299, 0.587, 0.114]).reshape(1, 1, 1, 3)).sum(3, keepdims=True)
+
+    image_NHWC = jnp.clip(image_NHWC * brightness, 0, 1)
+    middle_N111 = grey(image_NHWC).mean((1, 2), keepdims=True)
+    image_NHWC = jnp.clip(middle_N111 + contrast * (image_NHWC - middle_N111), 0, 1)
+    grey_NHW1 = grey(image_NHWC)
+    return jnp.clip(grey_NHW1 + saturation * (image_NHWC - grey_NHW1), 0, 1)
+
+
 def augment(key: jax.Array, image_NHWC: jax.Array, pad: int) -> jax.Array:
     """Flips, shifts and normalises each image on its own (Sec. 4.1; the released configs do nothing else).
 

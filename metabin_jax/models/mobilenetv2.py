@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metabin_jax.models import mixstyle
 from metabin_jax.models.convolution import Before, Conv, DepthwiseConv, PointwiseConv
 from metabin_jax.norm import NormFactory
 
@@ -74,7 +75,10 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """image [N, H, W, 3] -> map [N, H / 16, W / 16, head]. `stages`, `stem` and `head` in channels at width 1."""
+    """image [N, H, W, 3] -> map [N, H / 16, W / 16, head]. `stages`, `stem` and `head` in channels at width 1.
+
+    mixes_styles: MixStyle after the first stages.
+    """
 
     norm: NormFactory
     width: float = 1.0
@@ -83,6 +87,7 @@ class MobileNetV2(nn.Module):
     stem: int = 32
     head: int = 1280
     act: Callable = nn.relu6
+    mixes_styles: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -104,6 +109,8 @@ class MobileNetV2(nn.Module):
                     dtype=self.dtype,
                     name=f"stage{number}_block{block}",
                 )(x_NHWC, train)
+            if self.mixes_styles and number in mixstyle.STAGES:
+                x_NHWC = mixstyle.MixStyle(name=f"stage{number}_mixstyle")(x_NHWC, train)
         head = scaled(self.head * (max(1.0, self.width) if self.standard else self.width))
         x_NHWC = PointwiseConv(head, dtype=self.dtype, name="head")(x_NHWC)
         return self.act(self.norm(1.0, name="head_norm")(x_NHWC, train))

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metabin_jax.models import mixstyle
 from metabin_jax.models.convolution import Before, Conv, PointwiseConv
 from metabin_jax.norm import NormFactory
 
@@ -35,9 +36,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """image [N, H, W, 3] -> map [N, H / 16, W / 16, 2048]; 53 norm layers, 26,560 channels."""
+    """image [N, H, W, 3] -> map [N, H / 16, W / 16, 2048]; 53 norm layers, 26,560 channels.
+
+    mixes_styles: MixStyle after the first stages.
+    """
 
     norm: NormFactory
+    mixes_styles: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -45,14 +50,16 @@ class ResNet50(nn.Module):
         x_NHWC = Conv(64, 7, 2, dtype=self.dtype, name="stem")(image_NHWC)
         x_NHWC = nn.relu(self.norm(1 / 5, name="stem_norm")(x_NHWC, train))
         x_NHWC = nn.max_pool(x_NHWC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage, (blocks, stride) in enumerate([(3, 1), (4, 2), (6, 2), (3, 1)], start=1):
+        for stage, (blocks, stride) in enumerate([(3, 1), (4, 2), (6, 2), (3, 1)], start=2):
             for block in range(blocks):
                 x_NHWC = Bottleneck(
-                    features=64 * 2 ** (stage - 1),
+                    features=64 * 2 ** (stage - 2),
                     stride=stride if block == 0 else 1,
                     norm=self.norm,
-                    depth=(stage + 1) / 5,
+                    depth=stage / 5,
                     dtype=self.dtype,
-                    name=f"stage{stage + 1}_block{block}",
+                    name=f"stage{stage}_block{block}",
                 )(x_NHWC, train)
+            if self.mixes_styles and stage in mixstyle.STAGES:
+                x_NHWC = mixstyle.MixStyle(name=f"stage{stage}_mixstyle")(x_NHWC, train)
         return x_NHWC
