@@ -69,11 +69,13 @@ def nearest(embedding_ND: NDArray, images: Shown) -> tuple[float, float]:
 
 
 def tsne(embedding_ND: NDArray) -> NDArray[np.float64]:
-    """Places [N, 2]."""
+    """Places [N, 2], the same on every machine's cores: threads add up in any order, which t-SNE blows up."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(PERPLEXITY, (len(embedding_ND) - 1) / 3)
-    return TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=SEED).fit_transform(embedding_ND)
+    with threadpool_limits(1):
+        return TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=SEED).fit_transform(embedding_ND)
 
 
 def measure(job: Job) -> Line:

@@ -152,8 +152,9 @@ def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -
                 errors.append(error)
                 for other in futures:
                     other.cancel()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, too
+        except BaseException:  # Ctrl-C; otherwise a worker that is still starting is waited for, as it needs `numbers`
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         if errors:
             raise errors[0]
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_run import draw_folder
 
 pytest.importorskip("matplotlib", reason="the figures are drawn with matplotlib")
@@ -15,6 +16,7 @@ from experiments.settings import Setting
 from experiments.study import Job
 from metabin_jax.benchmark import protocols
 from metabin_jax.build import build, resolve
+from metabin_jax.data.augment import normalise
 from metabin_jax.evaluation import QueryGallery
 
 
@@ -162,6 +164,47 @@ def test_distances_to_the_nearest_match_and_to_the_nearest_other():
     match, other = fig3.nearest(embedding_ND, images)
     assert match == pytest.approx(1 - math.cos(math.radians(30)))
     assert other == pytest.approx(1 - math.cos(math.radians(20)))
+
+
+def test_persons_are_kept_together_and_the_same_every_time():
+    """Six persons in six directions; and without order in the features there is none in the places."""
+    pytest.importorskip("sklearn", reason="Figure 3 takes its t-SNE from scikit-learn")
+    rng = np.random.default_rng(0)
+    pid_N = np.repeat(np.arange(6), 8)
+    noise_ND = rng.normal(size=(48, 16))
+
+    def kept_together(embedding_ND):
+        place_N2 = fig3.tsne(embedding_ND)
+        distance_NN = np.linalg.norm(place_N2[:, None] - place_N2[None], axis=2) + np.diag(np.full(48, np.inf))
+        np.testing.assert_array_equal(place_N2, fig3.tsne(embedding_ND))
+        return (pid_N[distance_NN.argmin(1)] == pid_N).mean()
+
+    assert kept_together((0.3 * noise_ND + 4 * np.eye(16)[pid_N]).astype(np.float32)) == 1
+    assert kept_together(noise_ND.astype(np.float32)) < 0.5
+
+
+def test_each_image_is_placed_by_its_own_embedding(tmp_path, monkeypatch):
+    """Of two targets in one run, which are not in the order of the folder; a stand-in for t-SNE keeps the embedding."""
+    folder = draw_folder(tmp_path / "data", ("a", "b", "c", "d"), ids=3)
+    setting = Setting("folder", str(folder), smoke=True)
+    job = Job(figures.from_table4("MetaBIN")(setting, tmp_path)[0], "b", 0, setting, tmp_path)
+    config = job.config()
+    config.data.eval_domains, config.data.cache_dir = ("c", "a"), str(tmp_path / "cache")
+    run = build(resolve(config))
+    state = run.init()
+    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
+    monkeypatch.setattr(figures, "restore", lambda job: (config, 7, variables))
+    monkeypatch.setattr(fig3, "tsne", lambda embedding_ND: 1000 * embedding_ND[:, :2])
+    found = fig3.measure(job)["domains"]
+    assert list(found) == ["c", "a"]
+    drawn = {}
+    for domain, part in found.items():
+        assert part["pid"] == [0] * 4 + [1] * 4 + [2] * 4 and part["query"] == [1, 0, 0, 0] * 3
+        pixels = [np.asarray(Image.open(file)) for file in sorted((folder / domain).iterdir())]
+        _, embedding_ND, _ = run.learner.model.apply(variables, normalise(np.stack(pixels)), train=False)
+        drawn[domain] = np.array([part["x"], part["y"]]).T
+        np.testing.assert_allclose(drawn[domain], 1000 * np.asarray(embedding_ND)[:, :2], atol=0.02)
+    assert abs(drawn["c"] - drawn["a"]).max() > 1
 
 
 def places(pids, x=0.0):
