@@ -80,7 +80,7 @@ def test_the_gradient_of_each_loss_is_that_of_finite_differences():
         found = jit(functools.partial(fig5.loss_gradients, learner))(state, xs)
         inner, _ = jit(learner.inner_update)(state, xs)
         rho, unflatten = ravel_pytree(state.rho)
-        forward = jit(lambda rho: learner.forward(state.replace(rho=unflatten(rho)), xs)[0])
+        forward = jit(lambda rho: learner.forward(state.replace(rho=unflatten(rho)), xs)[0][0])
 
         def losses(rho):
             return losses_by_hand(np.asarray(forward(rho)), np.asarray(xs.pid), np.asarray(xs.domain))

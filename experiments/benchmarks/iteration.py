@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.iteration           (needs PyTorch: pip install -e '.[torch]')
 
 The paper's net and batches (80 + 48 + 32 images), float32, two CPU threads. The twin is tests/torch_twin.py in its
-natural form: nn.BatchNorm2d and nn.InstanceNorm2d, default layout. Contestants take turns in processes of their own,
-so that a slow spell of the machine hits all; ratios are of medians. Memory is given twice: the peak resident size of
-the whole process, and what of it the iterations add to libraries, model, data and (from a warm cache) loaded program,
-by what is resident before the first. Linux.
-The first is what a process takes, the second is what grows with images and batch.
+natural form: nn.BatchNorm2d and nn.InstanceNorm2d, default layout; once more with the settings of glibc's malloc that
+suit it, and ours with the one that suits it (docs/performance.md). Contestants take turns in processes of their own, so
+that a slow spell of the machine hits all; ratios are of medians. Memory is given twice: the peak resident size of the
+whole process, which is what a process takes, and what of it the iterations add to what is resident before the first
+(libraries, model, data and, from a warm cache, the program), which is what grows with images and batch. Linux.
 """
 
 import argparse
@@ -24,7 +24,17 @@ from pathlib import Path
 
 import numpy as np
 
-CONTESTANTS = ("torch first order", "ours first order", "ours exact")
+# With glibc's malloc as it is, or set: the twin keeps its memory, we take it in huge pages.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+CONTESTANTS = {
+    "torch first order": {},
+    "torch first order, malloc set": KEPT,
+    "ours first order": {},
+    "ours first order, malloc set": HUGE,
+    "ours exact": {},
+    "ours exact, malloc set": HUGE,
+}
 NUM_IDS = 1000
 
 
@@ -79,7 +89,7 @@ def measure(contestant: str, height: int, width: int, iterations: int) -> dict:
     if contestant.startswith("torch"):
         iterate = torch_iteration(height, width)
     else:
-        iterate = our_iteration(height, width, first_order=contestant.endswith("first order"))
+        iterate = our_iteration(height, width, first_order="first order" in contestant)
     before = resident_mib()
     seconds = []
     for _ in range(iterations + 1):
@@ -105,6 +115,7 @@ def measure_apart(contestant: str, args: argparse.Namespace, cache: str) -> dict
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **CONTESTANTS[contestant],
     }
     done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -125,7 +136,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     results: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as cache:
-        for name in CONTESTANTS[1:]:
+        for name in ("ours first order", "ours exact"):
             measure_apart(name, argparse.Namespace(**vars(args) | {"iterations": 0}), cache)
         for _ in range(args.turns):
             for name in CONTESTANTS:
@@ -137,10 +148,10 @@ def main() -> None:
         "process MiB": {name: max(turn["process"] for turn in turns) for name, turns in results.items()},
         "iterations MiB": {name: max(turn["iterations"] for turn in turns) for name, turns in results.items()},
     }
-    print(" " * 20 + "".join(f"{title:>16}{'ratio':>8}" for title in columns))
+    print(" " * 30 + "".join(f"{title:>16}{'ratio':>8}" for title in columns))
     for name in CONTESTANTS:
-        cells = [(values[name], values[name] / values[CONTESTANTS[0]]) for values in columns.values()]
-        print(f"{name:20}" + "".join(f"{value:16.2f}{ratio:8.2f}" for value, ratio in cells))
+        cells = [(values[name], values[name] / values["torch first order"]) for values in columns.values()]
+        print(f"{name:30}" + "".join(f"{value:16.2f}{ratio:8.2f}" for value, ratio in cells))
 
 
 if __name__ == "__main__":
