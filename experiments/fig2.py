@@ -18,7 +18,7 @@ import numpy as np
 from experiments import figures
 from experiments.settings import Setting
 from experiments.study import Job
-from experiments.tables import METRICS, Line, Row
+from experiments.tables import METRICS, Line, Row, markdown, mean_scores, mean_std
 from metabin_jax.algorithm import Batch
 from metabin_jax.build import Run, build, read, resolve
 from metabin_jax.compilation import use_compilation_cache
@@ -61,7 +61,7 @@ def measure(job: Job) -> Line:
     run = build(resolve(job.config()))
     assert run.meta is not None
     return figures.key_of(job) | {
-        **{metric: float(np.mean([score[metric] for score in scores])) for metric in METRICS},
+        **mean_scores(scores),
         "sampling": run.config.batch.sampling,
         "sources": len(run.data.domains),
         "meta_train_domains": run.meta.num_meta_train,
@@ -109,13 +109,13 @@ def report(lines: Sequence[Line]) -> str:
             score_SM = figures.per_seed(own, lambda line: [100 * line[metric] for metric in METRICS])
             score_of[x] = score_SM.mean(0)[0]
             base, meta = (_mib(own, field) for field in ("base_bytes", "meta_bytes"))
-            cells = [figures.mean_std(value_S) for value_S in score_SM.T]
+            cells = [mean_std(value_S) for value_S in score_SM.T]
             body.append([title, f"{x} {label}", *cells, len(score_SM), f"{meta:.1f}", f"{base:.1f}"])
         least = min(by_x, key=lambda x: _mib(by_x[x], "meta_bytes"))
         best.append(f"{title}: highest R-1 at {max(score_of, key=score_of.__getitem__)}, least memory at {least}")
     header = ["", "setting", "R-1", "mAP", "seeds", "meta update, MiB", "base update, MiB"]
     return (
-        f"{figures.markdown(header, body)}\n\n%, mean ± standard deviation over seeds. {'; '.join(best)}. In "
+        f"{markdown(header, body)}\n\n%, mean ± standard deviation over seeds. {'; '.join(best)}. In "
         f"the paper (a) has both at 3 of 5, and (b) its best below the {BASE_MIB:,} MiB of the base update. "
         f"{_platform(lines)}."
     )

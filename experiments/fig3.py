@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from experiments import figures
 from experiments.study import Job
-from experiments.tables import Line
-from metabin_jax.build import build_model, load_images
+from experiments.tables import Line, markdown, mean_std
+from metabin_jax.build import load_images, model_of
 from metabin_jax.evaluate import domain_splits, read_targets
 from metabin_jax.evaluation import QueryGallery, distance, embed
 
@@ -81,7 +81,7 @@ def tsne(embedding_ND: NDArray) -> NDArray[np.float64]:
 def measure(job: Job) -> Line:
     """domains: of each, x and y of every image, its pid and whether it is a query, and `nearest`."""
     config, step, variables = figures.restore(job)
-    model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+    model = model_of(config, variables)
     records = read_targets(config)
     images = load_images(config, records)
     domain_N = np.array([record.domain for record in records])
@@ -115,11 +115,11 @@ def report(lines: Sequence[Line]) -> str:
     for run, name in figures.names_of_runs(lines).items():
         own = [line for line in lines if line["run"] == run]
         match_S, other_S = (figures.per_seed(own, lambda line, n=n: mean(n, line)) for n in ("match", "other"))
-        cells = [figures.mean_std(value_S, 3) for value_S in (match_S, other_S, match_S / other_S)]
+        cells = [mean_std(value_S, 3) for value_S in (match_S, other_S, match_S / other_S)]
         rows.append([name, *cells, len(match_S)])
     header = ["method", "to the nearest match", "to the nearest other person", "ratio", "seeds"]
     return (
-        f"{figures.markdown(header, rows)}\n\nCosine distances of queries, mean ± standard deviation over seeds. The "
+        f"{markdown(header, rows)}\n\nCosine distances of queries, mean ± standard deviation over seeds. The "
         "paper says that MetaBIN has shorter query-gallery distances than the others; it shows no numbers."
     )
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from experiments import figures
 from experiments.study import Job
-from experiments.tables import Line
-from metabin_jax.build import build_model
-from metabin_jax.report.data import RHO_BINS, rho_layers
+from experiments.tables import Line, markdown, mean_std
+from metabin_jax.build import model_of
+from metabin_jax.rho import RHO_BINS, rho_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ THIRDS = ("shallow", "middle", "deep")
 def measure(job: Job) -> Line:
     """counts: channels of each layer at 0, in RHO_BINS equal parts between, at 1. mean: of rho, per layer."""
     config, step, variables = figures.restore(job)
-    model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+    model = model_of(config, variables)
     layers = rho_layers(model, variables, (config.data.height, config.data.width))
     return figures.key_of(job) | {
         "step": step,
@@ -54,11 +54,11 @@ def report(lines: Sequence[Line]) -> str:
         own = [line for line in lines if line["run"] == run]
         part_S3 = figures.per_seed(own, towards_in)
         at_one_S = figures.per_seed(own, lambda line: np.array(line["counts"])[:, -1].sum() / np.sum(line["counts"]))
-        cells = [figures.mean_std(part_S, 4) for part_S in part_S3.T]
-        rows.append([name, *cells, figures.mean_std(100 * at_one_S), len(part_S3)])
+        cells = [mean_std(part_S, 4) for part_S in part_S3.T]
+        rows.append([name, *cells, mean_std(100 * at_one_S), len(part_S3)])
     header = ["1 - rho", *(f"{part} third" for part in THIRDS), "channels at 1 (%)", "seeds"]
     return (
-        f"{figures.markdown(header, rows)}\n\nMeans over channels; 0 is BN, 1 is IN. Mean ± standard deviation over "
+        f"{markdown(header, rows)}\n\nMeans over channels; 0 is BN, 1 is IN. Mean ± standard deviation over "
         "seeds. The paper shows no numbers."
     )
 

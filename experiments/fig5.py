@@ -17,12 +17,11 @@ from scipy import stats
 
 from experiments import figures
 from experiments.study import Job
-from experiments.tables import Line
+from experiments.tables import Line, markdown, mean_std
 from metabin_jax.algorithm import Batch, MetaBIN, TrainState
 from metabin_jax.build import build, load_images
-from metabin_jax.data.augment import augment
-from metabin_jax.report.data import in_order, layer_name
-from metabin_jax.train import read_batches
+from metabin_jax.rho import in_order, layer_name
+from metabin_jax.train import prepare, read_batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,17 +54,17 @@ def measure(job: Job) -> Line:
 
     @jax.jit
     def gradients(state, key, raw):
-        xs = Batch(augment(jax.random.split(key, 3)[1], raw.image, config.data.pad), raw.pid, raw.domain)
+        _, xs, _ = prepare(key, raw, config.data.pad)
         return loss_gradients(run.learner, state, xs)
 
     count = SMOKE_BATCHES if job.setting.smoke else BATCHES
     batches = read_batches(run, load_images(config, run.data.records), step, step + count)
     found = [
-        jax.device_get(gradients(state, jax.random.fold_in(key, number), batch.meta_train))
+        jax.device_get(gradients(state, jax.random.fold_in(key, number), batch))
         for number, batch in enumerate(batches, start=step)
     ]
     size = config.data.height, config.data.width
-    layers = in_order(run.learner.model, variables, size, variables["rho"])
+    layers = in_order(run.learner.model, variables, size)
     return figures.key_of(job) | {
         "step": step,
         "batches": count,
@@ -106,14 +105,14 @@ def report(lines: Sequence[Line]) -> str:
         p, agrees = verdict(mean_S, sign)
         std = f" ± {mean_S.std(ddof=1):.1e}" if len(mean_S) > 1 else ""
         here = DIRECTION[1 if mean_S.mean() > 0 else -1]
-        positive = figures.mean_std(100 * overall(lines, loss, "positive"))
+        positive = mean_std(100 * overall(lines, loss, "positive"))
         rows.append(
             [name, f"{mean_S.mean():+.1e}{std}", positive, here, DIRECTION[sign], f"{p:.3f}", agrees, len(mean_S)]
         )
     header = ["loss", "gradient", "positive (%)", "pushes towards", "in the paper", "p", "as in the paper", "seeds"]
     batches = lines[0]["batches"]
     return (
-        f"{figures.markdown(header, rows)}\n\nGradient on rho, mean over all channels and {batches} meta-train "
+        f"{markdown(header, rows)}\n\nGradient on rho, mean over all channels and {batches} meta-train "
         "batches of the trained MetaBIN; mean ± standard deviation over seeds. A positive one moves rho towards IN. p: "
         f"two-sided t test over seeds against 0; undecided where it is not below {ALPHA}."
     )

@@ -111,21 +111,9 @@ def per_seed(lines: Sequence[Line], value: Callable[[Line], ArrayLike]) -> NDArr
     return np.array(means)
 
 
-def mean_std(value_S: ArrayLike, digits: int = 1) -> str:
-    """As "12.3 ± 0.4", the deviation (ddof 1) where there are two or more."""
-    values = np.asarray(value_S, float)
-    std = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{std}"
-
-
 def deviation(value_S: NDArray) -> NDArray:
     """Over the first axis, ddof 1; 0 of a single value."""
     return value_S.std(0, ddof=1) if len(value_S) > 1 else np.zeros(value_S.shape[1:])
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in GitHub's Markdown."""
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def name_layers(panel: "Axes", layers: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The data that a study can run on: drawn people, a folder of domains, or the paper's sets."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -47,7 +48,7 @@ class Setting:
             return synthetic.DOMAIN_NAMES[-1:]
         if self.name == "paper":
             return ("market1501",) if supervised else ("paper",)
-        return self._domains()[:1] if self.smoke else self._domains()
+        return self._domains[:1] if self.smoke else self._domains
 
     def config(self, target: str, supervised: bool, workdir: Path, sources: int = 0) -> ConfigDict:
         """Training without the target and evaluation on it; supervised: on other persons of the target itself.
@@ -85,9 +86,10 @@ class Setting:
         """What an unseen target leaves to train on."""
         if self.name == "paper":
             return benchmark.get_config().data.train_domains
-        domains = synthetic.DOMAIN_NAMES if self.name == "synthetic" else self._domains()
+        domains = synthetic.DOMAIN_NAMES if self.name == "synthetic" else self._domains
         return tuple(domain for domain in domains if domain != target)
 
+    @cached_property  # a study asks for them with every seed and row
     def _domains(self) -> tuple[str, ...]:
         return tuple(sorted({record.domain for record in read("folder", self.path)}))
 

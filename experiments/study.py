@@ -31,8 +31,8 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.settings import Setting
-from experiments.tables import METRICS, Line, Row, comparison, table
-from metabin_jax.runlog import write_text
+from experiments.tables import Line, Row, comparison, mean_scores, table
+from metabin_jax.runlog import read_rows, write_text
 from metabin_jax.train import train
 
 
@@ -79,14 +79,13 @@ class Job:
 
 
 def run_job(job: Job) -> Line:
-    """Trains and evaluates; R-1 and mAP are means over what was evaluated, which is one domain or the paper's four."""
+    """Trains and evaluates; the line has `mean_scores`."""
     if job.setting.smoke:
         jax.config.update("jax_disable_most_optimizations", True)  # half of the time to compile
     scores = list(train(job.config(), job.folder)["targets"].values())
-    means = {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
     queries = sum(score["queries"] for score in scores)
-    line = {"run": job.row.run, "target": job.target, "seed": job.seed, **means, "queries": queries}
-    changes = [row["inner/rho_change"] for row in read(job.folder / "metrics.jsonl") if "inner/rho_change" in row]
+    line = {"run": job.row.run, "target": job.target, "seed": job.seed, **mean_scores(scores), "queries": queries}
+    changes = [row["inner/rho_change"] for row in read_rows(job.folder / "metrics.jsonl") if "inner/rho_change" in row]
     return line | ({"rho_change": statistics.mean(changes)} if changes else {})
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments import figures
 from experiments.study import Job
-from experiments.tables import Line
+from experiments.tables import Line, markdown, mean_std
 
 METRICS = ("R-1", "R-5", "R-10", "mAP")
 TARGETS = ("viper", "prid2011", "grid", "ilids")
@@ -56,7 +56,7 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def _table(domains: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return figures.markdown(["method", "type", "source", *domains, "seeds"], rows)
+    return markdown(["method", "type", "source", *domains, "seeds"], rows)
 
 
 def _ours(lines: Sequence[Line], domains: Sequence[str]) -> Iterator[list[str]]:
@@ -66,7 +66,7 @@ def _ours(lines: Sequence[Line], domains: Sequence[str]) -> Iterator[list[str]]:
         for domain in domains:
             there = [line for line in own if domain in line["scores"]]
             score_SM = figures.per_seed(there, lambda line, d=domain: [100 * line["scores"][d][m] for m in METRICS])
-            cells.append(" / ".join(figures.mean_std(score_S) for score_S in score_SM.T))
+            cells.append(" / ".join(mean_std(score_S) for score_S in score_SM.T))
             seeds &= {line["seed"] for line in there}
         yield [f"{name} (ours)", "DG", "all other domains", *cells, str(len(seeds))]
 

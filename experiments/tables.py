@@ -2,10 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 METRICS = ("R-1", "mAP")
@@ -63,7 +65,12 @@ def table(rows: Sequence[Row], lines: Sequence[Line], field: str = "") -> str:
         values = [line[field] for line in own if field in line]
         cells += [f"{statistics.mean(values):.2g}" if values else "-"] * bool(field)
         body.append([row.name, *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
+    return markdown(header, body)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in GitHub's Markdown."""
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def by_seed(lines: Sequence[Line], row: Row) -> dict[int, dict[str, float]]:
@@ -73,17 +80,24 @@ def by_seed(lines: Sequence[Line], row: Row) -> dict[int, dict[str, float]]:
     for seed in sorted({line["seed"] for line in lines if line["run"] == row.run}):
         own = [line for line in lines if (line["run"], line["seed"]) == (row.run, seed)]
         if {line["target"] for line in own} == targets:
-            means[seed] = {metric: statistics.mean(line[metric] for line in own) for metric in METRICS}
+            means[seed] = mean_scores(own)
     return means
 
 
 def _cell(scores: Sequence[Mapping[str, float]]) -> str:
-    def spread(metric: str) -> str:
-        values = [100 * score[metric] for score in scores]
-        std = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.1f}{std}"
+    return " / ".join(mean_std([100 * score[metric] for score in scores]) for metric in METRICS) if scores else "-"
 
-    return " / ".join(spread(metric) for metric in METRICS) if scores else "-"
+
+def mean_std(value_S: ArrayLike, digits: int = 1) -> str:
+    """As "12.3 ± 0.4", the deviation (ddof 1) where there are two or more."""
+    values = np.asarray(value_S, float)
+    std = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{std}"
+
+
+def mean_scores(scores: Collection[Mapping[str, float]]) -> dict[str, float]:
+    """METRICS as means over what a run was evaluated on, which is one domain or the paper's four."""
+    return {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
 
 
 class Paired(NamedTuple):

@@ -123,7 +123,7 @@ class MetaBIN:
         """Eq. 4: the sum of `base_losses` on X_B, each of them, and the running statistics that X_B leads to."""
         (feature_ND, _, logits_NM), batch_stats = self.forward(state, xb)
         terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
-        return _total(terms), (terms, batch_stats)
+        return total(terms), (terms, batch_stats)
 
     def base_update(self, state: TrainState, xb: Batch) -> tuple[TrainState, Metrics]:
         """Lines 4-6, Eq. 2-5: params by SGD on X_B, running statistics updated; rho is not touched."""
@@ -143,7 +143,7 @@ class MetaBIN:
         (feature_ND, _, logits_NM), _ = self.forward(state.replace(rho=rho), batch)
         values = {name: loss(feature_ND, batch.pid, batch.domain) for name, loss in terms}
         values |= {name: loss(feature_ND, logits_NM, batch.pid) for name, loss in self.meta_base_losses}
-        return _total(values), values
+        return total(values), values
 
     def inner_update(self, state: TrainState, xs: Batch) -> tuple[Tree, Metrics]:
         """Lines 11-12, Eq. 8-9: rho' = clip(rho - beta * grad L_mtr(X_S)), the clip being `inner_clip`.
@@ -152,7 +152,7 @@ class MetaBIN:
         """
         rho = jax.lax.stop_gradient(state.rho) if self.first_order else state.rho
         grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(state, rho, xs, self.meta_train_losses)
-        beta = self.beta(state.step) if callable(self.beta) else self.beta
+        beta = at_step(self.beta, state.step)
         pushed = jax.tree.map(lambda r, g: r - beta * g, state.rho, grads)
         rho_inner = jax.tree.map(self.inner_clip, pushed)
         metrics = {
@@ -177,7 +177,7 @@ class MetaBIN:
     def meta_update(self, state: TrainState, xs: Batch, xt: Batch) -> tuple[TrainState, Metrics]:
         """Lines 10-15: rho <- clip(rho - gamma * meta-gradient); nothing else of the state is touched."""
         grads, metrics = self.meta_gradient(state, xs, xt)
-        gamma = self.gamma(state.step) if callable(self.gamma) else self.gamma
+        gamma = at_step(self.gamma, state.step)
         rho = jax.tree.map(lambda r, g: jnp.clip(r - gamma * g, 0, 1), state.rho, grads)
         return state.replace(rho=rho), metrics
 
@@ -193,7 +193,13 @@ def _check(batch: Batch) -> None:
     chex.assert_equal_shape_prefix([batch.image, batch.pid, batch.domain], 1)
 
 
-def _total(terms: Metrics) -> Array:
+def at_step(value: optax.ScalarOrSchedule, step: Array) -> Any:
+    """A constant, or the value of a schedule at this step."""
+    return value(step) if callable(value) else value
+
+
+def total(terms: Metrics) -> Array:
+    """The sum of the terms, a scalar."""
     return jnp.asarray(sum(terms.values()))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, prefixed
+from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, at_step, prefixed
 
 
 class BaseOnly(MetaBIN):
@@ -71,7 +71,7 @@ class Joint(LearnedRho):
     ) -> tuple[tuple[Tree, Tree], tuple[Tree, Metrics]]:
         """Gradients in (params, rho); the running statistics that X_B leads to, and metrics."""
 
-        def total(weights):
+        def joint_loss(weights):
             here = state.replace(params=weights[0], rho=weights[1])
             base_loss, (base, batch_stats) = self.base_loss(here, xb)
             inner, metrics = self.joint_inner_update(here, xs)
@@ -79,7 +79,7 @@ class Joint(LearnedRho):
             metrics |= prefixed("base", base) | prefixed("meta_test", terms)
             return base_loss + meta_test, (batch_stats, metrics)
 
-        return jax.grad(total, has_aux=True)((state.params, state.rho))
+        return jax.grad(joint_loss, has_aux=True)((state.params, state.rho))
 
     def joint_inner_update(self, state: TrainState, xs: Batch) -> tuple[TrainState, Metrics]:
         """The state at w'; rho is clipped, and the first order drops the Hessian, as in MetaBIN."""
@@ -90,7 +90,7 @@ class Joint(LearnedRho):
         weights = state.params, state.rho
         at = jax.lax.stop_gradient(weights) if self.first_order else weights
         grads, terms = jax.grad(meta_train_loss, has_aux=True)(at)
-        beta = self.beta(state.step) if callable(self.beta) else self.beta
+        beta = at_step(self.beta, state.step)
         params, rho = jax.tree.map(lambda w, g: w - beta * g, weights, grads)
         metrics = {"inner/beta": jnp.asarray(beta, jnp.float32)} | prefixed("meta_train", terms)
         return state.replace(params=params, rho=jax.tree.map(self.inner_clip, rho)), metrics

@@ -15,9 +15,10 @@ Shapes: N images, D values of an embedding, M identities of all sources.
 import jax
 import jax.numpy as jnp
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree
+from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, total
 from metabin_jax.baselines import BaseOnly
 from metabin_jax.data.augment import disturb
+from metabin_jax.losses import unit
 
 ALIGNMENT = 1.5  # its weight; the others weigh 1
 NEIGHBOURS = 10  # k of the neighbours that must agree
@@ -28,12 +29,6 @@ _TINY = 1e-12
 
 # prototype [M, D] of length 1; domain int32 [M], -1 for an identity that was not seen yet.
 Bank = dict[str, Array]
-
-
-def unit(embedding_ND: Array) -> Array:
-    """Each divided by its length."""
-    square_N1 = jnp.square(embedding_ND).sum(1, keepdims=True)
-    return embedding_ND / jnp.sqrt(jnp.maximum(square_N1, _TINY))
 
 
 def _square_distance(a_ND: Array, b_MD: Array) -> Array:
@@ -116,7 +111,7 @@ class BalancedMetaBIN(MetaBIN):
         first, second = (domain_uniformity(view_ND, xb.pid, xb.domain, bank) for view_ND in (original_ND, strong_ND))
         terms["domain_uniformity"] = (first + second) / 2
         bank = add(bank, jax.lax.stop_gradient(original_ND), xb.pid, xb.domain)
-        return jnp.asarray(sum(terms.values())), (terms, {**batch_stats, "bank": bank})
+        return total(terms), (terms, {**batch_stats, "bank": bank})
 
 
 class BAU(BalancedMetaBIN, BaseOnly):

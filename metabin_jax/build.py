@@ -175,6 +175,11 @@ def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
     )
 
 
+def model_of(config: ConfigDict, variables: dict) -> models.ReID:
+    """The net that a run of this config has trained, with as many identities as its variables have."""
+    return build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+
+
 def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
     """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4 and beyond the paper.
 

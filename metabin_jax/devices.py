@@ -59,6 +59,11 @@ class Placement(NamedTuple):
         return jax.make_array_from_process_local_data(self.by_rows, own)
 
 
+def shapes_on(sharding: NamedSharding, tree: Any) -> Any:
+    """The shapes and dtypes of a tree of arrays, as they would lie there."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def start() -> None:
     """Makes this process one of several, as the environment says; before anything else that JAX does.
 

@@ -51,7 +51,7 @@ def load_encoder(workdir: str | Path) -> Encoder:
     with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
         step = checkpoints.selected_step()
         variables = checkpoints.restore_variables(step)
-    model = build.build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+    model = build.model_of(config, variables)
     size = (config.data.height, config.data.width)
     made_by = {
         "run": str(workdir),

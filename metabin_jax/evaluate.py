@@ -16,7 +16,7 @@ from metabin_jax.benchmark import protocols, tables
 from metabin_jax.benchmark.run import TargetResult, evaluate_target
 from metabin_jax.benchmark.splits import split_source, target_splits
 from metabin_jax.benchmark.statistics import Summary, summarise
-from metabin_jax.build import Run, build_model, checked, load_images, read
+from metabin_jax.build import Run, build_model, checked, load_images, model_of, read
 from metabin_jax.checkpoint import Checkpoints
 from metabin_jax.compilation import use_compilation_cache
 from metabin_jax.data.records import Record
@@ -95,7 +95,7 @@ def evaluate_checkpoint(
 
 def measure(config: ConfigDict, variables: dict, records: Sequence[Record], images: np.ndarray) -> list[TargetResult]:
     """What the config's evaluation measures on each of its domains, whose records and images these are."""
-    model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+    model = model_of(config, variables)
     settings = config.eval
     domain_of_row = np.array([record.domain for record in records])
     results = []

@@ -66,7 +66,8 @@ def triplet(feature_ND: Array, pid_N: Array, margin: float = 0.3) -> Array:
     return jax.nn.relu(_farthest(dist_NN, same_NN) - _nearest(dist_NN, ~same_NN) + margin).mean()
 
 
-def _normalise(feature_ND: Array) -> Array:
+def unit(feature_ND: Array) -> Array:
+    """Each divided by its length [N, D]; one of length 0 stays, and its gradient is finite."""
     square_N1 = jnp.square(feature_ND).sum(1, keepdims=True)
     return feature_ND / jnp.sqrt(jnp.maximum(square_N1, _TINY))
 
@@ -79,12 +80,12 @@ def scatter(feature_ND: Array, domain_N: Array, normalize_first: bool = False) -
     """
     chex.assert_rank([feature_ND, domain_N], [2, 1])
     feature_ND = _full_precision(feature_ND)
-    unit_ND = _normalise(feature_ND)
+    unit_ND = unit(feature_ND)
     same_NN = _equal(domain_N).astype(feature_ND.dtype)
     members_N = same_NN.sum(1)
     # The sum points where the mean points, and the cosine sees only where it points.
     centroid_ND = jnp.matmul(same_NN, unit_ND if normalize_first else feature_ND, precision="highest")
-    cosine_N = (unit_ND * _normalise(centroid_ND)).sum(1)
+    cosine_N = (unit_ND * unit(centroid_ND)).sum(1)
     if normalize_first:
         return (cosine_N / members_N).sum() / (1 / members_N).sum()
     return cosine_N.mean()

@@ -29,6 +29,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}): take it from a copy of the run, or train anew") from error
 
 
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, none if it is not there; a killed run may have left half of its last."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove the line") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of what is not text yet. Strict JSON: NaN, which most readers refuse, is an error here."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -18,7 +18,7 @@ from metabin_jax.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.data import resident
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
-from metabin_jax.devices import Placement, check_shared, say
+from metabin_jax.devices import Placement, check_shared, say, shapes_on
 from metabin_jax.evaluate import evaluate_checkpoint, read_targets, source_score
 from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run
 
@@ -28,8 +28,7 @@ def make_step(run: Run) -> functools.partial[tuple[TrainState, Metrics]]:
     alpha = alpha_schedule(run.config.optimizer, run.steps_per_epoch)
 
     def step_fn(state: TrainState, raw: StepBatches, key: jax.Array) -> tuple[TrainState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        ready: list[Any] = [_prepare(k, batch, run.config.data.pad) for k, batch in zip(keys, raw, strict=True)]
+        ready = prepare(jax.random.fold_in(key, state.step), raw, run.config.data.pad)
         after, metrics = run.learner.train_step(state, *ready)
         return after, metrics | rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
 
@@ -37,9 +36,14 @@ def make_step(run: Run) -> functools.partial[tuple[TrainState, Metrics]]:
     return functools.partial(jax.jit(step_fn, donate_argnums=0), key=jax.random.key(run.config.seed))
 
 
-def _prepare(key: jax.Array, raw: Any, pad: int) -> Batch | None:
-    """The net may have the same key: a layer that draws mixes its name into it."""
-    return None if raw is None else Batch(augment(key, raw.image, pad), raw.pid, raw.domain, key)
+def prepare(key: jax.Array, raw: StepBatches, pad: int) -> list[Any]:
+    """X_B, X_S and X_T of a step, whose key this is, as Batch: augmented; None for those that it does not have."""
+
+    def ready(key: jax.Array, batch: Any) -> Batch | None:
+        # The net may have the same key: a layer that draws mixes its name into it.
+        return None if batch is None else Batch(augment(key, batch.image, pad), batch.pid, batch.domain, key)
+
+    return [ready(*each) for each in zip(jax.random.split(key, 3), raw, strict=True)]
 
 
 def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
@@ -106,9 +110,7 @@ def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> 
     step = checkpoints.latest_step()
     if step:
         shapes = jax.eval_shape(run.init)
-        return checkpoints.restore(
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes), step
-        )
+        return checkpoints.restore(shapes_on(sharding, shapes), step)
     state = run.init()
     if run.config.init:
         state, report = with_weights(run.config, state)

@@ -33,7 +33,7 @@ def eight_devices(folder):
 
     from metabin_jax.algorithm import MetaBIN
     from metabin_jax.checkpoint import Checkpoints
-    from metabin_jax.devices import Placement
+    from metabin_jax.devices import Placement, shapes_on
 
     jax.config.update("jax_enable_x64", True)
     model, optimizer = small_net(), optax.sgd(0.05, momentum=0.9)
@@ -89,7 +89,7 @@ def eight_devices(folder):
         with Checkpoints(folder / name, scored=False) as checkpoints:
             checkpoints.save(train(train_step, fresh, before, steps[:2])[0])
         whole = placements[after].whole
-        like = jax.tree.map(lambda leaf, on=whole: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), fresh)
+        like = shapes_on(whole, fresh)
         with Checkpoints(folder / name, scored=False, create=False) as checkpoints:
             restored = checkpoints.restore(like, checkpoints.latest_step())
         assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {whole}

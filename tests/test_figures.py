@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib", reason="the figures are drawn with matplotlib"
 from experiments import fig2, fig3, fig4, fig5, figures, table1
 from experiments.settings import Setting
 from experiments.study import Job, read
+from experiments.tables import mean_std
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_a_seed_counts_by_its_mean_over_all_targets():
 
 
 def test_means_and_deviations_in_words():
-    assert figures.mean_std([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
-    assert figures.mean_std([0.12345], 3) == "0.123"
+    assert mean_std([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+    assert mean_std([0.12345], 3) == "0.123"
     np.testing.assert_array_equal(figures.deviation(np.array([[1.0, 5], [3, 5]])), [math.sqrt(2), 0])
     np.testing.assert_array_equal(figures.deviation(np.array([[1.0, 5]])), [0, 0])
 

@@ -14,11 +14,12 @@ import pytest
 
 from metabin_jax import cli, norm
 from metabin_jax.config import metabin
+from metabin_jax.devices import shapes_on
 from metabin_jax.models.convolution import Before, by_library, convolve
 from metabin_jax.plan import find_target, measure, sketch
 from metabin_jax.plan import run as plan_module
 from metabin_jax.plan.program import Program
-from metabin_jax.plan.run import OPTIONS, host_of, placed, variants
+from metabin_jax.plan.run import OPTIONS, host_of, variants
 
 pytestmark = pytest.mark.usefixtures("settings_of_jax")
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'metabin.py'}"
@@ -92,8 +93,8 @@ def test_the_backward_pass_keeps_no_normalised_map(h100):
                 x_NHWC = conv(x_NHWC, kernel, Before(scale_NC, scale_NC, nn.relu6))
             return x_NHWC.sum()
 
-        kernel, x_NHWC, scale_NC = placed(
-            [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((3, 3, 1, 32), shape, (16, 32))], host_of(h100)
+        kernel, x_NHWC, scale_NC = shapes_on(
+            host_of(h100).whole, [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in ((3, 3, 1, 32), shape, (16, 32))]
         )
         lowered = jax.jit(jax.grad(loss)).lower([kernel] * layers, x_NHWC, scale_NC)
         compiled = lowered.compile(compiler_options=OPTIONS)
@@ -112,7 +113,7 @@ def test_a_norm_layer_reads_its_map_once_for_its_moments(h100, monkeypatch):
     shape = (80, 64, 32, 64)
     layer = norm.BatchInstanceNorm()
     variables = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros((2, 1, 1, 64)), train=False))
-    arguments = placed((variables, jax.ShapeDtypeStruct(shape, jnp.bfloat16)), host_of(h100))
+    arguments = shapes_on(host_of(h100).whole, (variables, jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
 
     def share_of_floor():
         forward = jax.jit(lambda variables, x_NHWC: layer.apply(variables, x_NHWC, train=True, mutable=["batch_stats"]))

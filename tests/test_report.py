@@ -13,7 +13,8 @@ pytest.importorskip("jinja2", reason="the report is a jinja2 template")
 from small_report import ANGLES, HOSTILE, RECORDS, examined, run_data
 
 from metabin_jax import cli
-from metabin_jax.report import data, page
+from metabin_jax.report import page
+from metabin_jax.rho import layer_of
 
 
 class Page(HTMLParser):
@@ -86,7 +87,7 @@ def test_a_run_without_domains_rho_or_rows():
     text = page.render(run_data())
     assert "No domain was evaluated" in text and "metrics.jsonl holds no row" in text
     assert 'id="rho"' not in text and 'id="metrics"' not in text and "<img" not in text
-    text = page.render(run_data(layers=[data.layer_of(("backbone", "stem_norm"), np.array([0.5]))]))
+    text = page.render(run_data(layers=[layer_of(("backbone", "stem_norm"), np.array([0.5]))]))
     assert 'id="rho"' in text
 
 

@@ -16,7 +16,9 @@ from metabin_jax.benchmark.statistics import summarise
 from metabin_jax.config import metabin
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import QueryGallery, distance, query_expansion, query_gallery, rerank
-from metabin_jax.report import charts, data, domain, page
+from metabin_jax.report import charts, domain, page
+from metabin_jax.rho import layer_of, rho_layers
+from metabin_jax.runlog import read_rows
 
 
 def marks(found, query):
@@ -151,7 +153,7 @@ def test_training_curves():
         for k in (1, 2, 3)
     ]
     logged[1]["base/cross_entropy"] = math.nan
-    layers = [data.layer_of(("backbone", name), np.array([0.5])) for name in ("stem_norm", "head_norm")]
+    layers = [layer_of(("backbone", name), np.array([0.5])) for name in ("stem_norm", "head_norm")]
     base, rho, speed = page.training_charts(
         run_data(rows=[*logged, {"step": 3, "source_mAP": math.nan}], layers=layers)
     )
@@ -179,7 +181,7 @@ def test_ticks(low, high, expected):
 
 
 def test_the_rho_of_a_layer():
-    layer = data.layer_of(("backbone", "stage2_block0", "expand_norm"), np.array([0, 0, 1, 0.05, 0.999, 0.1, 1, 1]))
+    layer = layer_of(("backbone", "stage2_block0", "expand_norm"), np.array([0, 0, 1, 0.05, 0.999, 0.1, 1, 1]))
     assert layer.name == "stage2.0 expand"
     assert layer.counts.tolist() == [2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 3]
     assert layer.mean == pytest.approx((3 + 0.05 + 0.999 + 0.1) / 8)
@@ -190,7 +192,7 @@ def test_the_layers_stand_in_the_order_of_the_net(norm):
     model = models.create("tiny", 3, norm=norm)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)
-    layers = data.rho_layers(model, {"rho": {}} | variables, (32, 32))
+    layers = rho_layers(model, {"rho": {}} | variables, (32, 32))
     assert sum(int(layer.counts.sum()) for layer in layers) == sum(
         rho.size for rho in flatten_dict(variables.get("rho", {})).values()
     )
@@ -202,13 +204,13 @@ def test_the_layers_stand_in_the_order_of_the_net(norm):
 
 def test_half_a_last_row_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert data.read_rows(path) == []
+    assert read_rows(path) == []
     path.write_text(json.dumps({"step": 1, "base/triplet": 0.5}) + '\n{"step": 2, "base/tri')
-    assert data.read_rows(path) == [{"step": 1, "base/triplet": 0.5}]
+    assert read_rows(path) == [{"step": 1, "base/triplet": 0.5}]
 
 
 def test_a_damaged_row_is_one_sentence(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "base/triplet": }\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(.*\): remove the line"):
-        data.read_rows(path)
+        read_rows(path)

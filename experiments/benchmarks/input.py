@@ -87,11 +87,11 @@ def our_epochs(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, base: An
 
     def read_all() -> None:
         for batch in read():
-            assert sum(len(part.pid) for part in batch if part) == IMAGES_PER_STEP
+            assert batch.num_images == IMAGES_PER_STEP
 
     @jax.jit
     def ready(key: jax.Array, raw: StepBatches) -> Any:
-        return [augment(key, part.image, PAD) for part in raw if part]  # type: ignore[arg-type]
+        return [augment(key, part.image, PAD) for part in raw if part]
 
     def ready_all() -> None:
         key = jax.random.key(0)

@@ -77,7 +77,8 @@ def embed_batches(
     before, num_images = None, 0
     for batch_NHWC in batches:
         missing = placement.filled(len(batch_NHWC)) - len(batch_NHWC)
-        batch_MHWC = np.pad(batch_NHWC, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        filling = [(0, missing), (0, 0), (0, 0), (0, 0)]
+        batch_MHWC = np.pad(batch_NHWC, filling) if missing else batch_NHWC  # np.pad copies even where it adds nothing
         started = _embed_batch(model, placement, variables, placement.put(placement.own(batch_MHWC)))
         if before is not None:
             yield np.asarray(before)[:num_images]

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from metabin_jax.build import build_model, checked, load_images
+from metabin_jax.build import checked, load_images, model_of
 from metabin_jax.checkpoint import Checkpoints
 from metabin_jax.compilation import use_compilation_cache
 from metabin_jax.data import synthetic
@@ -59,7 +59,7 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
         with Checkpoints(Path(workdir).expanduser(), config.selection == "source_val", create=False) as checkpoints:
             step = checkpoints.selected_step()
             variables = checkpoints.restore_variables(step)
-        model = build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+        model = model_of(config, variables)
         domains = _domains(config)
         # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
         with jax.default_matmul_precision("highest"):

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from metabin_jax import config as configuration
 from metabin_jax.build import Run, build_learner, build_samplers
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.pipeline import RawBatch, StepBatches
+from metabin_jax.devices import Placement, shapes_on
 from metabin_jax.norm import _Norm
 from metabin_jax.plan.communication import LINKS, Work, explain, find_collectives
 from metabin_jax.plan.program import Buffer, Program
@@ -125,31 +125,26 @@ def batch_shapes(run: Run) -> StepBatches:
 
     def shapes(rows: np.ndarray) -> Any:
         label = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
-        return RawBatch(jax.ShapeDtypeStruct((*rows.shape, height, width, 3), jnp.uint8), label, label)  # type: ignore[arg-type]
+        image = jax.ShapeDtypeStruct((*rows.shape, height, width, 3), jnp.uint8)
+        return RawBatch(image, label, label)  # type: ignore[arg-type]  # shapes in the place of arrays
 
     return StepBatches(shapes(run.base.base(0)), *map(shapes, run.meta.meta(0) if run.meta else ()))
 
 
-def host_of(target: Target, devices: int = 1) -> Mesh:
-    """A host with that many cards, none of which need be there."""
+def host_of(target: Target, devices: int = 1) -> Placement:
+    """Over the cards of a host, none of which need be there."""
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=target.text, topology=f"1x1x{devices}"
     )
-    return topologies.make_mesh(topology, (devices,), ("data",))
-
-
-def placed(tree: Any, host: Mesh, *axes: str) -> Any:
-    """The shapes of a function's arguments, for compiling it: whole on each card, or their rows over axis "data"."""
-    sharding = NamedSharding(host, PartitionSpec(*axes))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return Placement.over(topology.devices)
 
 
 def compile_step(run: Run, target: Target, devices: int = 1) -> tuple[Any, dict[str, list[int]]]:
     """The real training step of `run`, compiled for cards of one host, which have the whole state and share the rows of
     each batch, as in training; bytes of each norm layer's map on one card, pass by pass."""
     host, step = host_of(target, devices), make_step(run)
-    state, key = placed((jax.eval_shape(run.init), jax.eval_shape(lambda: step.keywords["key"])), host)
-    raw = placed(batch_shapes(run), host, "data")
+    state, key = shapes_on(host.whole, (jax.eval_shape(run.init), jax.eval_shape(lambda: step.keywords["key"])))
+    raw = shapes_on(host.by_rows, batch_shapes(run))
     maps: dict[str, list[int]] = {}
 
     def record(layer, args, kwargs, context):

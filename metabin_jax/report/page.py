@@ -17,8 +17,9 @@ from PIL import Image
 from metabin_jax.config import PRESETS, metabin
 from metabin_jax.files import check_writable
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
-from metabin_jax.report.data import RHO_BINS, RunData, collect
+from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
+from metabin_jax.rho import RHO_BINS
 from metabin_jax.runlog import settings, write_text
 
 MOST_NAMED = 100  # queries without a match
