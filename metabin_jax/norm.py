@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metabin_jax.platforms import by_platform
+
 Array = jax.Array
 Coefficients = tuple[Array, Array]
 
@@ -25,7 +27,7 @@ def instance_moments(x_NHWC: Array) -> tuple[Array, Array]:
     E[x^2] - E[x]^2 cancels in float32, so squares are taken about a point near the mean. A GPU waits for memory: there
     one pass over x, about the mean of a row. A CPU adds up a sum at a time: there two, about the mean itself.
     """
-    return jax.lax.platform_dependent(x_NHWC, cpu=_moments_about_mean, default=_moments_about_row)
+    return by_platform(x_NHWC, cpu=_moments_about_mean, default=_moments_about_row)
 
 
 def _moments_about_mean(x_NHWC: Array) -> tuple[Array, Array]:

@@ -20,16 +20,21 @@ from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
 from metabin_jax.devices import Placement, check_shared, say, shapes_on
 from metabin_jax.evaluate import evaluate_checkpoint, read_targets, source_score
+from metabin_jax.platforms import tracing_for
 from metabin_jax.runlog import MetricsWriter, check_workdir, describe_run
 
 
-def make_step(run: Run) -> functools.partial[tuple[TrainState, Metrics]]:
-    """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated."""
+def make_step(run: Run, platform: str = "") -> functools.partial[tuple[TrainState, Metrics]]:
+    """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated.
+
+    platform: for which it is made; default: where JAX computes.
+    """
     alpha = alpha_schedule(run.config.optimizer, run.steps_per_epoch)
 
     def step_fn(state: TrainState, raw: StepBatches, key: jax.Array) -> tuple[TrainState, Metrics]:
         ready = prepare(jax.random.fold_in(key, state.step), raw, run.config.data.pad)
-        after, metrics = run.learner.train_step(state, *ready)
+        with tracing_for(platform or jax.default_backend()):
+            after, metrics = run.learner.train_step(state, *ready)
         return after, metrics | rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
 
     # The key is an argument, and not part of the program, so that runs of other seeds find it compiled.

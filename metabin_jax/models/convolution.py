@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from metabin_jax.platforms import by_platform
+
 Array = jax.Array
 Convolution = Callable[[Array, Array], Array]  # (x_NHWC, kernel) -> y_NHWC
 
@@ -115,7 +117,7 @@ def convolve(
         prepare = functools.partial(_normalise_and_cast, before.act, kernel.dtype)
         coefficients = tuple(jnp.broadcast_to(a, (x_NHWC.shape[0], a.shape[1])) for a in before[:2])
     plain = functools.partial(_plain, prepare, elsewhere)
-    return jax.lax.platform_dependent(
+    return by_platform(
         kernel,
         x_NHWC,
         *coefficients,

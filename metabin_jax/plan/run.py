@@ -142,7 +142,7 @@ def host_of(target: Target, devices: int = 1) -> Placement:
 def compile_step(run: Run, target: Target, devices: int = 1) -> tuple[Any, dict[str, list[int]]]:
     """The real training step of `run`, compiled for cards of one host, which have the whole state and share the rows of
     each batch, as in training; bytes of each norm layer's map on one card, pass by pass."""
-    host, step = host_of(target, devices), make_step(run)
+    host, step = host_of(target, devices), make_step(run, "gpu")
     state, key = shapes_on(host.whole, (jax.eval_shape(run.init), jax.eval_shape(lambda: step.keywords["key"])))
     raw = shapes_on(host.by_rows, batch_shapes(run))
     maps: dict[str, list[int]] = {}
