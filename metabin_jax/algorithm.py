@@ -103,19 +103,14 @@ class MetaBIN:
 
     def init(self, key: Array, image: Array) -> TrainState:
         """Line 1: a fresh state; `image` [N, H, W, 3] is looked at only for its shape and dtype."""
-
-        @jax.jit  # one program, and not one for every layer
-        def init(key: Array) -> TrainState:
-            variables = self.model.init(key, jnp.zeros_like(image), train=False)
-            return TrainState(
-                step=jnp.zeros((), jnp.int32),
-                params=variables["params"],
-                rho=variables.get("rho", {}),
-                batch_stats=variables["batch_stats"],
-                opt_state=self.optimizer.init(variables["params"]),
-            )
-
-        return init(key)
+        variables = jax.jit(lambda key: self.model.init(key, jnp.zeros_like(image), train=False))(key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            rho=variables.get("rho", {}),
+            batch_stats=variables["batch_stats"],
+            opt_state=self.optimizer.init(variables["params"]),
+        )
 
     def forward(self, state: TrainState, batch: Batch) -> tuple[tuple[Array, Array, Array], Tree]:
         """The model's outputs by the batch's own statistics, and the running statistics they lead to."""

@@ -36,9 +36,9 @@ class Run:
     steps_per_epoch: int
 
     def init(self) -> TrainState:
-        """A fresh state."""
+        """A fresh state, made by one program: the optimiser's zeros alone would be one for every shape."""
         image = jnp.zeros((1, self.config.data.height, self.config.data.width, 3))
-        return self.learner.init(jax.random.key(self.config.seed), image)
+        return jax.jit(self.learner.init)(jax.random.key(self.config.seed), image)
 
 
 def checked(config: ConfigDict) -> ConfigDict:

@@ -12,7 +12,7 @@ from metabin_jax.config import metabin
 from metabin_jax.models import reid
 from metabin_jax.plan import sketch
 from metabin_jax.plan.program import Buffer, Program, arrays, num_bytes
-from metabin_jax.plan.run import batch_shapes, targets, variants
+from metabin_jax.plan.run import batch_shapes, compile_step, targets, variants
 
 pytestmark = pytest.mark.usefixtures("settings_of_jax")
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'metabin.py'}"
@@ -197,6 +197,21 @@ def test_the_classifier_has_the_identities():
 
 
 VARIANTS = ["bfloat16, first order", "bfloat16, exact", "float32, first order", "float32, exact"]
+
+
+def test_the_step_is_traced_for_a_gpu(monkeypatch):
+    """And not for the machine that compiles: that would be another program than the one that trains."""
+
+    class Asked(Exception):
+        pass
+
+    def make_step(run, platform=""):
+        raise Asked(platform)
+
+    monkeypatch.setattr("metabin_jax.plan.run.make_step", make_step)
+    monkeypatch.setattr("metabin_jax.plan.run.host_of", lambda target, devices: None)
+    with pytest.raises(Asked, match="gpu"):
+        compile_step(sketch(metabin(), num_ids=20), targets()["h100"])
 
 
 def test_variants():

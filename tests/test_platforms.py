@@ -103,7 +103,7 @@ def test_the_form_traced_alone_gives_the_bits_of_all_of_them():
 
         return jax.device_get(value_and_gradients(x_NHWC, kernel))
 
-    for alone, all_forms, elsewhere in zip(*map(jax.tree.leaves, map(of, ("cpu", "", "gpu"))), strict=True):
-        np.testing.assert_array_equal(alone, all_forms)
-        np.testing.assert_allclose(alone, elsewhere, rtol=1e-3, atol=1e-5)
-        assert np.any(alone != elsewhere)
+    alone, all_forms, elsewhere = (jax.tree.leaves(of(platform)) for platform in ("cpu", "", "gpu"))
+    jax.tree.map(np.testing.assert_array_equal, alone, all_forms)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), alone, elsewhere)
+    assert any(np.any(a != e) for a, e in zip(alone, elsewhere, strict=True))

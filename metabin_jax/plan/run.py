@@ -230,6 +230,5 @@ def _gib(size: int) -> str:
 
 
 def _place(buffer: Buffer) -> str:
-    """The end of where it comes from, without the names of JAX's own."""
-    names = [name for name in buffer.op_name.split("/") if name not in ("cond", "branch_0_fun")]
-    return "/".join(names[-3:]) or "of the compiler's"
+    """The end of where it comes from."""
+    return "/".join(buffer.op_name.split("/")[-3:]) or "of the compiler's"
