@@ -140,21 +140,6 @@ def test_the_method_decides_on_the_learner_and_the_layer(folder, method, kind, l
     assert state.params["classifier"]["kernel"].shape == (32, 12)
 
 
-@pytest.mark.parametrize("method", ["metabin", "bin", "bau"])
-def test_a_fresh_state_is_made_by_one_program(folder, method):
-    """Made one by one, the zeros of an optimiser take a program for every shape."""
-    config = tiny_config(folder)
-    config.method = method
-    run = built(config)
-
-    def zeros(make):
-        return [each for each in jax.make_jaxpr(make)().eqns if each.primitive.name == "broadcast_in_dim"]
-
-    image = jnp.zeros((1, 32, 32, 3))
-    assert len(zeros(run.init)) == 1  # the image
-    assert len(zeros(lambda: run.learner.init(jax.random.key(0), image))) > 10
-
-
 def test_sgd_is_decay_then_momentum_then_alpha_and_biases_go_faster():
     settings = tiny_config("", "official").optimizer
     assert settings.bias_lr_factor == 2

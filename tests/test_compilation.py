@@ -4,8 +4,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_run import tiny_config
 
-from metabin_jax import compilation
+from metabin_jax import build, compilation
 
 
 def test_compiled_programs_are_kept_where_jax_was_told_or_at_home(monkeypatch):
@@ -45,3 +46,18 @@ def test_freed_memory_is_given_back():
     before = resident_mib()
     compilation.compile_ahead(jax.jit(jnp.cos), jnp.zeros(3))
     assert resident_mib() < before - 100
+
+
+@pytest.mark.parametrize("method", ["metabin", "bin", "bau"])
+def test_a_fresh_state_is_made_by_one_program(folder, method):
+    """Made one by one, the zeros of an optimiser take a program for every shape."""
+    config = tiny_config(folder)
+    config.method = method
+    run = build.build(build.resolve(config))
+
+    def zeros(make):
+        return [each for each in jax.make_jaxpr(make)().eqns if each.primitive.name == "broadcast_in_dim"]
+
+    image = jnp.zeros((1, 32, 32, 3))
+    assert len(zeros(run.init)) == 1  # the image
+    assert len(zeros(lambda: run.learner.init(jax.random.key(0), image))) > 10
