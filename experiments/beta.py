@@ -19,7 +19,7 @@ STUDY = Study(
         Row("MetaBIN, beta of the text, 0.001 to 0.1", _beta("paper")),
         Row("MetaBIN, beta of the code, 0.0001 to 0.01", _beta("official")),
     ),
-    compare=("MetaBIN, beta of the text, 0.001 to 0.1", "MetaBIN, beta of the code, 0.0001 to 0.01"),
+    compare=[("MetaBIN, beta of the text, 0.001 to 0.1", "MetaBIN, beta of the code, 0.0001 to 0.01")],
     field="rho_change",
 )
 

@@ -9,7 +9,7 @@ STUDY = Study(
         Row("MetaBIN, first order", {}),
         Row("MetaBIN, exact", {"meta.first_order": False}),
     ),
-    compare=("MetaBIN, exact", "MetaBIN, first order"),
+    compare=[("MetaBIN, exact", "MetaBIN, first order")],
 )
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ STUDY = Study(
         Row("MetaBIN + MixStyle", {"method": "metabin_mixstyle"}),
         Row("MetaBIN + BAU's losses", {"method": "metabin_bau"}),
     ),
-    compare=("MetaBIN", "MixStyle"),
+    compare=[
+        ("MixStyle", "BN"),
+        ("BAU's losses", "BN"),
+        ("MetaBIN + MixStyle", "MetaBIN"),
+        ("MetaBIN + BAU's losses", "MetaBIN"),
+    ],
 )
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The data that a study can run on: drawn people, a folder of domains, or the paper's sets."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,9 +54,9 @@ class Setting:
     def config(self, target: str, supervised: bool, workdir: Path, sources: int = 0) -> ConfigDict:
         """Training without the target and evaluation on it; supervised: on other persons of the target itself.
 
-        Supervised targets that are not the paper's must have been halved by `halve` in this workdir. sources: train on
-        the first so many of the others, in the order of the set's list or of their names; 0: on all. Raises ValueError
-        where there are fewer.
+        Supervised targets that are not the paper's must have been halved by `halve` in this workdir; a batch takes no
+        more persons of a camera than the half has. sources: train on the first so many of the others, in the order of
+        the set's list or of their names; 0: on all. Raises ValueError where there are fewer.
         """
         config = self._unseen(target)
         if supervised:
@@ -63,6 +64,8 @@ class Setting:
                 # The supplement's training on the cameras of Market-1501, tested on the same set.
                 config.update_from_flattened_dict(protocols.load("market_to_duke").overrides)
             else:
+                fewest = min(config.batch.ids_per_domain, self._fewest_of_a_camera(target))
+                config.batch.ids_per_domain = fewest
                 config.data.source, config.data.path = "csv", str(_manifest(workdir, target))
             config.data.protocol = ""
             config.data.train_domains = config.data.eval_domains = (target,)
@@ -106,7 +109,7 @@ class Setting:
     def halve(self, target: str, workdir: Path) -> None:
         """Writes a manifest of the target in which every other person trains, for `config` of a supervised row.
 
-        Of the others, each camera's first image is a query, and the rest is the gallery. The paper's set has splits.
+        Of the others every image is a query and in the gallery, as an unseen target's are. The paper's set has splits.
         """
         path = _manifest(workdir, target)
         if self.name == "paper" or path.exists():
@@ -116,15 +119,30 @@ class Setting:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.name == "synthetic":
             records = _drawn(records, path.with_suffix(""), (config.data.height, config.data.width))
-        trains = set(sorted({record.pid for record in records})[::2])
-        seen: set[tuple[int, int]] = set()
+        trains = _every_other_person(records)
         lines = ["path,pid,camid,domain,split"]
         for record in records:
-            person = record.pid, record.camid
-            split = "train" if record.pid in trains else "gallery" if person in seen else "query"
-            seen.add(person)
+            split = "train" if record.pid in trains else "all"
             lines.append(f'"{Path(record.path).resolve()}",{record.pid},{record.camid},"{target}",{split}')
         write_text(path, "\n".join(lines) + "\n")
+
+    def _fewest_of_a_camera(self, target: str) -> int:
+        """How many persons the half that trains has by the camera that sees fewest. Raises ValueError below two."""
+        config = self._unseen(target)
+        records = read(config.data.source, config.data.path, (target,))
+        trains = _every_other_person(records)
+        persons = Counter(camid for pid, camid in {(record.pid, record.camid) for record in records} if pid in trains)
+        camera, fewest = persons.most_common()[-1]
+        if fewest < 2:
+            raise ValueError(
+                f"a supervised row trains on every other person of {target!r}, of whom camera {camera} has {fewest}, "
+                "and a batch needs two: leave the target out by --targets, or such rows by --rows"
+            )
+        return fewest
+
+
+def _every_other_person(records: list[Record]) -> set[int]:
+    return set(sorted({record.pid for record in records})[::2])
 
 
 def _manifest(workdir: Path, target: str) -> Path:

@@ -9,15 +9,16 @@ from experiments.study import Study, main
 from experiments.tables import Row
 
 METHODS = {"bn": "BN", "metabin": "MetaBIN"}
+COUNTS = {2: "2", 3: "3", 4: "4", 0: "all"}
 
 STUDY = Study(
     name="sources",
     rows=tuple(
-        Row(f"{name}, {count or 'all'} sources", {"method": method}, sources=count)
-        for count in (2, 3, 4, 0)
+        Row(f"{name}, {words} sources", {"method": method}, sources=count)
+        for count, words in COUNTS.items()
         for method, name in METHODS.items()
     ),
-    compare=("MetaBIN, 2 sources", "BN, 2 sources"),
+    compare=[(f"MetaBIN, {words} sources", f"BN, {words} sources") for words in COUNTS.values()],
 )
 
 if __name__ == "__main__":

@@ -31,21 +31,21 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.settings import Setting
-from experiments.tables import Line, Row, comparison, mean_scores, table
+from experiments.tables import Line, Row, differences, mean_scores, table
 from metabin_jax.runlog import read_rows, write_text
 from metabin_jax.train import train
 
 
 @dataclass(frozen=True)
 class Study:
-    """name: of its module. source: where the paper's numbers stand. compare: two rows for the paired test.
+    """name: of its module. source: where the paper's numbers stand. compare: pairs of rows to test.
 
     field: what else of the lines the table shows, such as "rho_change".
     """
 
     name: str
     rows: tuple[Row, ...]
-    compare: tuple[str, str]
+    compare: Sequence[tuple[str, str]]
     source: str = ""
     field: str = ""
 
@@ -85,8 +85,9 @@ def run_job(job: Job) -> Line:
     scores = list(train(job.config(), job.folder)["targets"].values())
     queries = sum(score["queries"] for score in scores)
     line = {"run": job.row.run, "target": job.target, "seed": job.seed, **mean_scores(scores), "queries": queries}
-    changes = [row["inner/rho_change"] for row in read_rows(job.folder / "metrics.jsonl") if "inner/rho_change" in row]
-    return line | ({"rho_change": statistics.mean(changes)} if changes else {})
+    inner = [row for row in read_rows(job.folder / "metrics.jsonl") if "inner/rho_change" in row]
+    fields = ("rho_change", "clipped") if inner else ()
+    return line | {field: statistics.mean(row[f"inner/{field}"] for row in inner) for field in fields}
 
 
 def run_study(
@@ -182,12 +183,15 @@ def read(log: Path) -> list[Line]:
         raise ValueError(f"{log} has a line that is not JSON ({error}): remove it, and its run is done again") from None
 
 
-def report(study: Study, lines: Sequence[Line], compare: Sequence[str]) -> str:
-    """The table of unseen targets, that of supervised ones, a paired test, and whose numbers the paper's are."""
+def report(study: Study, lines: Sequence[Line], compare: Sequence[Sequence[str]]) -> str:
+    """The table of unseen targets, that of supervised ones, paired tests, and whose numbers the paper's are."""
     blocks = [[row for row in study.rows if row.supervised is supervised] for supervised in (False, True)]
     parts = [table(block, lines, study.field) for block in blocks if block]
-    first, second = (next(row for row in study.rows if row.name == name) for name in compare)
-    parts.append(f"R-1 / mAP in %, mean ± standard deviation over seeds. {comparison(lines, first, second)}.")
+    parts.append("R-1 / mAP in %, mean ± standard deviation over seeds.")
+    rows = {row.name: row for row in study.rows}
+    tests = differences(lines, [(rows[first], rows[second]) for first, second in compare])
+    if tests:
+        parts += [tests, "In points; p: two-sided paired t test over seeds, not corrected for the number of tests."]
     if study.source:
         parts.append(f"paper (reported): {study.source}, with its net on its data; not measured here.")
     return "\n\n".join(parts)
@@ -225,11 +229,14 @@ def main(study: Study) -> None:
     names = [row.name for row in study.rows]
     parser = command_line(study.name, __doc__)
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", default=names, help=f"of {names}")
-    parser.add_argument("--compare", nargs=2, choices=names, metavar="ROW", default=study.compare)
+    parser.add_argument(
+        "--compare", nargs=2, choices=names, metavar="ROW", action="append",
+        help="two rows for a paired test, as often as wanted, instead of the study's own pairs",
+    )  # fmt: skip
     try:
         args = parse(parser)
         rows = [row for row in study.rows if row.name in args.rows]
         lines = run_study(rows, args.setting, args.seeds, args.workdir, args.targets, args.jobs)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    print(report(study, lines, args.compare))
+    print(report(study, lines, args.compare or study.compare))

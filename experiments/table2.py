@@ -25,7 +25,14 @@ STUDY = Study(
         Row("MetaBIN: Ltr + Lscat + Lshuf, fixed", FIXED_BETA, (63.5, 71.3)),
         Row("MetaBIN: Ltr + Lscat + Lshuf, cyclic", {}, (64.7, 72.3)),
     ),
-    compare=("MetaBIN: Ltr + Lscat + Lshuf, cyclic", "MetaBIN: Ltr + Lscat + Lshuf, fixed"),
+    compare=[
+        ("MetaBIN: Lce, fixed", "BN"),
+        ("MetaBIN: Lce + Ltr, fixed", "MetaBIN: Lce, fixed"),
+        ("MetaBIN: Ltr, fixed", "MetaBIN: Lce, fixed"),
+        ("MetaBIN: Ltr + Lscat, fixed", "MetaBIN: Ltr, fixed"),
+        ("MetaBIN: Ltr + Lscat + Lshuf, fixed", "MetaBIN: Ltr + Lscat, fixed"),
+        ("MetaBIN: Ltr + Lscat + Lshuf, cyclic", "MetaBIN: Ltr + Lscat + Lshuf, fixed"),
+    ],
     source="Choi et al., CVPR 2021, Table 2",
 )
 

@@ -21,7 +21,13 @@ STUDY = Study(
         Row("MetaBIN, without episode separation", {"method": "metabin_joint"}, (60.9, 69.1)),
         Row("MetaBIN", {"method": "metabin"}, (64.7, 72.3)),
     ),
-    compare=("MetaBIN", "MetaBIN, without episode separation"),
+    compare=[
+        *((f"{base}, MLDG cyclic", base) for base in ("BN, Lce", "BN, Lce + Ltr", "BIN, Lce + Ltr")),
+        ("BIN, Lce + Ltr, MLDG cyclic", "BIN, Lce + Ltr, MLDG fixed"),
+        ("MetaBIN", "BIN, Lce + Ltr, MLDG cyclic"),
+        ("MetaBIN", "MetaBIN, BIN's layer"),
+        ("MetaBIN", "MetaBIN, without episode separation"),
+    ],
     source="Choi et al., CVPR 2021, Table 3",
 )
 

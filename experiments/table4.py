@@ -22,7 +22,15 @@ STUDY = Study(
         *(Row(name, {"method": method}, unseen) for method, (name, unseen, _) in LAYERS.items()),
         *(Row(f"{name}, supervised", {"method": method}, own, True) for method, (name, _, own) in LAYERS.items()),
     ),
-    compare=("MetaBIN", "BIN"),
+    compare=[
+        (first + suffix, second + suffix)
+        for suffix in ("", ", supervised")
+        for first, second in (
+            *((name, "BN") for name, *_ in LAYERS.values() if name != "BN"),
+            ("MetaBIN", "DualNorm"),
+            ("MetaBIN", "BIN"),
+        )
+    ],
     source="Choi et al., CVPR 2021, Table 4",
 )
 

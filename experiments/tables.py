@@ -1,4 +1,4 @@
-"""What a study found: mean and deviation over seeds beside the paper's numbers, and a paired test of two rows."""
+"""What a study found: mean and deviation over seeds beside the paper's numbers, and paired tests of two rows."""
 
 import math
 import statistics
@@ -15,7 +15,8 @@ METRICS = ("R-1", "mAP")
 FIXED_BETA = {"meta.beta_low": 0.0505, "meta.beta_high": 0.0505}
 ROUNDING = 1e-9  # differences of metrics closer than this are the same
 # Of results.jsonl: run (Row.run), target, seed, R-1 and mAP (fractions), queries. Of a run with MetaBIN's inner step,
-# unless it is an old one, also rho_change: the mean of |rho' - rho| over channels and logged steps.
+# unless it is an old one, also rho_change and clipped: |rho' - rho| and whether the inner step left [0, 1], means over
+# channels and logged steps.
 Line = dict[str, Any]
 
 
@@ -101,9 +102,11 @@ def mean_scores(scores: Collection[Mapping[str, float]]) -> dict[str, float]:
 
 
 class Paired(NamedTuple):
-    """difference: mean of first - second over `seeds` seeds, a fraction. p: two-sided."""
+    """difference: mean of first - second over `seeds` seeds, a fraction. low, high: its 95 % interval. p: two-sided."""
 
     difference: float
+    low: float
+    high: float
     p: float
     seeds: int
 
@@ -111,22 +114,32 @@ class Paired(NamedTuple):
 def paired_test(lines: Sequence[Line], first: Row, second: Row, metric: str) -> Paired:
     """Paired t test of two rows over the seeds that both have, on the means over their targets.
 
-    nan is what cannot be said: a difference without a seed, p without two or where all differences are the same.
+    nan is what cannot be said: a difference without a seed, interval and p without two or where all differences are
+    the same.
     """
     lines = [line for line in lines if line["run"] in (first.run, second.run)]
     a, b = by_seed(lines, first), by_seed(lines, second)
     differences = [a[seed][metric] - b[seed][metric] for seed in sorted(a.keys() & b.keys())]
     mean = statistics.mean(differences or [math.nan])
     if len(differences) < 2 or max(differences) - min(differences) < ROUNDING:
-        return Paired(mean, math.nan, len(differences))
-    return Paired(mean, float(stats.ttest_1samp(differences, 0).pvalue), len(differences))
+        return Paired(mean, math.nan, math.nan, math.nan, len(differences))
+    test = stats.ttest_1samp(differences, 0)
+    return Paired(mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue), len(differences))
 
 
-def comparison(lines: Sequence[Line], first: Row, second: Row) -> str:
-    """`paired_test` in words, for every metric."""
-    found = {metric: paired_test(lines, first, second, metric) for metric in METRICS}
-    seeds = found["R-1"].seeds
-    if seeds < 2:
-        return f"{first.name} - {second.name}: a paired test needs two seeds that both rows have, there are {seeds}"
-    words = [f"{metric} {100 * test.difference:+.1f} points (p = {test.p:.3f})" for metric, test in found.items()]
-    return f"{first.name} - {second.name}: {', '.join(words)}, paired t test over {seeds} seeds"
+def differences(lines: Sequence[Line], pairs: Sequence[tuple[Row, Row]]) -> str:
+    """A table of `paired_test` for every pair that has a seed in common, in points; "" where none has."""
+    body = []
+    for first, second in pairs:
+        tests = [paired_test(lines, first, second, metric) for metric in METRICS]
+        cells = [cell for test in tests for cell in _difference(test)]
+        body += [[f"{first.name} - {second.name}", *cells, tests[0].seeds]] * bool(tests[0].seeds)
+    header = ["difference", *(cell for metric in METRICS for cell in (f"{metric} [95 % interval]", "p")), "seeds"]
+    return markdown(header, body) if body else ""
+
+
+def _difference(test: Paired) -> tuple[str, str]:
+    mean, low, high = (f"{100 * value:+.1f}" for value in (test.difference, test.low, test.high))
+    if math.isnan(test.p):
+        return mean, "-"
+    return f"{mean} [{low}, {high}]", "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"

@@ -60,10 +60,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     both = sorted(set(data.train_domains) & set(data.eval_domains))
     for domain in both:
         marks = {record.split for record in read(config, (domain,))}
-        if data.train_splits != ("train",) or not {"query", "gallery"} <= marks:
+        if data.train_splits != ("train",) or not marks > {"train"}:
             raise ValueError(
                 f"domain {domain!r} is in both data.train_domains and data.eval_domains: choose one, or train on its "
-                "split train alone (--config.data.train_splits=train), where it has splits query and gallery too"
+                "split train alone (--config.data.train_splits=train), where it has other splits too"
             )
     if not data.train_domains:
         names = dict.fromkeys(record.domain for record in read(config))

@@ -280,7 +280,7 @@ def test_a_supervised_run_evaluates_on_the_domain_it_trains_on(tmp_path):
     assert {record.split for record in built(config).data.records} == {"train"}
     config.data.train_domains = config.data.eval_domains = ("east",)
     with pytest.raises(ValueError, match="domain 'east' is in both"):
-        built(config)  # no queries of its own: all its images would be
+        built(config)  # all of it is of split all: nothing would be left to train on
 
 
 def test_a_single_source_trains_on_its_cameras(tmp_path):

@@ -24,6 +24,11 @@ def test_without_marks_every_image_is_both(split):
     assert result.query_camid.tolist() == result.gallery_camid.tolist() == [1, 2, 1]
 
 
+def test_images_for_training_stay_out_where_there_are_others():
+    result = query_gallery(domain((1, 1, "all"), (9, 1, "train"), (1, 2, "all"), (9, 2, "train")))
+    assert result.query_row.tolist() == result.gallery_row.tolist() == [0, 2]
+
+
 def test_identity_0_is_one_like_any_other():
     """Market-1501 marks its distractors, pid 0, as gallery; elsewhere 0 may well be a person."""
     marked = query_gallery(domain((1, 1, "query"), (0, 2, "gallery"), (1, 2, "gallery")))

@@ -13,7 +13,7 @@ from experiments import beta, clip, order, others, sources, table2, table3, tabl
 from experiments.settings import Setting
 from experiments.study import Job, main, read, run_study
 from experiments.tables import Row
-from metabin_jax import build, config
+from metabin_jax import build, config, evaluate
 from metabin_jax.algorithm import Batch
 from metabin_jax.data import dataset, synthetic
 
@@ -34,7 +34,7 @@ def test_rows_and_their_folders_are_told_apart(study, tmp_path):
     names = [row.name for row in study.rows]
     folders = {Job(row, "underpass", 0, Setting("synthetic"), tmp_path).folder for row in study.rows}
     assert len(folders) == len(set(names)) == len(names) and max(len(path.name) for path in folders) < 200
-    assert set(study.compare) <= set(names)
+    assert {name for pair in study.compare for name in pair} <= set(names)
     assert all("|" not in name for name in names)
     assert all(row.paper for row in study.rows) == bool(study.source)
 
@@ -94,11 +94,35 @@ def test_half_of_the_persons_train_and_the_others_are_tested(tmp_path):
     rows = list(csv.DictReader((tmp_path / "halves" / "shop.csv").read_text().splitlines()))
     assert {row["pid"] for row in rows if row["split"] == "train"} == {"0", "2", "4"}
     assert Counter((row["pid"], row["camid"], row["split"]) for row in rows if row["split"] != "train") == {
-        (pid, camid, split): count for pid in "13" for camid in "12" for split, count in (("query", 1), ("gallery", 2))
+        (pid, camid, "all"): 3 for pid in "13" for camid in "12"
     }
     config_ = Setting("folder", str(folder)).config("shop", supervised=True, workdir=tmp_path)
-    config.check(config_)
-    assert len(dataset.read("csv", config_.data.path)) == 30
+    run = build.build(build.resolve(config_))
+    assert run.data.domains == ("shop, camera 1", "shop, camera 2") and len(run.data.records) == 18
+    tested, _ = evaluate.domain_splits(config_, "shop", evaluate.read_targets(config_))
+    assert tested[0].query_row.tolist() == tested[0].gallery_row.tolist() and len(tested[0].query_row) == 12
+
+
+def test_a_supervised_batch_takes_no_more_persons_than_a_camera_has(tmp_path):
+    folder = draw_folder(tmp_path / "data", ("kiosk", "shop"), ids=5)
+    for file in (folder / "kiosk").glob("0004_c2_*"):
+        file.unlink()
+    draw_folder(folder.with_name("more"), ("mall",), ids=20)
+    (folder.with_name("more") / "mall").rename(folder / "mall")
+    setting = Setting("folder", str(folder))
+    taken = {name: setting.config(name, True, tmp_path).batch.ids_per_domain for name in ("kiosk", "shop", "mall")}
+    assert taken == {"kiosk": 2, "shop": 3, "mall": 4}
+    assert setting.config("kiosk", False, tmp_path).batch.ids_per_domain == 4
+
+
+def test_a_target_with_too_few_persons_is_refused_before_anything_runs(tmp_path):
+    folder = draw_folder(tmp_path / "data", ("kiosk", "shop"), ids=3)
+    for file in (folder / "shop").glob("0002_c2_*"):
+        file.unlink()
+    rows, started = [Row("x", {}, supervised=True)], []
+    with pytest.raises(ValueError, match="every other person of 'shop', of whom camera 2 has 1, and a batch needs two"):
+        run_study(rows, Setting("folder", str(folder)), [0], tmp_path / "runs", work=started.append)
+    assert not started
 
 
 def test_drawn_people_are_written_as_they_are(tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments.tables import Row, comparison, paired_test, table
+from experiments.tables import Row, differences, paired_test, table
 
 
 def line(target, row, seed, r1, mean_ap):
@@ -94,12 +94,17 @@ def test_the_paired_test_of_two_and_three_seeds_is_that_of_the_closed_forms():
     t = 0.25 / (0.3 / math.sqrt(2) / math.sqrt(2))  # differences 0.1 and 0.4
     assert found.difference == pytest.approx(0.25) and found.seeds == 2
     assert found.p == pytest.approx(1 - 2 / math.pi * math.atan(t))
+    reach = 0.15 * math.tan(0.475 * math.pi)  # the quantile at 0.975, times the standard error
+    assert (found.low, found.high) == (pytest.approx(0.25 - reach), pytest.approx(0.25 + reach))
 
     found = paired_test(two_rows((0.5, 0.8, 0.4), (0.4, 0.4, 0.5)), B, A, "mAP")
     mean, deviation = -0.2 / 3, math.sqrt(((0.05 - 0.2 / 3) ** 2 + (0.2 - 0.2 / 3) ** 2 + (0.05 + 0.2 / 3) ** 2) / 2)
     t = mean / (deviation / math.sqrt(3))
     assert found.difference == pytest.approx(mean) and found.seeds == 3
     assert found.p == pytest.approx(1 - abs(t) / math.sqrt(2 + t**2))
+    quantile = 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    assert found.low == pytest.approx(mean * (1 + quantile / abs(t)))
+    assert found.high == pytest.approx(mean * (1 - quantile / abs(t)))
 
 
 def test_the_test_is_paired():
@@ -120,12 +125,18 @@ def test_only_seeds_that_both_rows_have_for_every_target_are_paired():
     ("first", "second"), [((), ()), ((0.5,), (0.4,)), ((0.5, 0.6), (0.4, 0.5)), ((0.5, 0.5), (0.5, 0.5))]
 )
 def test_no_p_value_where_there_is_none(first, second):
-    assert math.isnan(paired_test(two_rows(first, second), A, B, "R-1").p)
+    found = paired_test(two_rows(first, second), A, B, "R-1")
+    assert math.isnan(found.p) and math.isnan(found.low) and math.isnan(found.high)
 
 
-def test_the_comparison_in_words():
-    lines = two_rows((0.5, 0.8), (0.4, 0.4))
-    assert comparison(lines, A, B) == (
-        "A - B: R-1 +25.0 points (p = 0.344), mAP +12.5 points (p = 0.344), paired t test over 2 seeds"
-    )
-    assert comparison(lines, A, C) == "A - C: a paired test needs two seeds that both rows have, there are 0"
+def test_the_differences_are_a_table():
+    lines = [*two_rows((0.5, 0.8), (0.4, 0.4)), line("x", "c", 1, 0.1, 0.2)]
+    assert differences(lines, [(A, B), (C, A), (A, Row("D", {}))]).splitlines() == [
+        "| difference | R-1 [95 % interval] | p | mAP [95 % interval] | p | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| A - B | +25.0 [-165.6, +215.6] | 0.344 | +12.5 [-82.8, +107.8] | 0.344 | 2 |",
+        "| C - A | -70.0 | - | -20.0 | - | 1 |",
+    ]
+    assert differences(lines, [(A, Row("D", {}))]) == ""
+    far_apart = two_rows((0.5, 0.8, 0.6), (0.1, 0.4 + 1e-4, 0.2))
+    assert differences(far_apart, [(A, B)]).count("| < 0.001 |") == 2

@@ -33,7 +33,7 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     """Splits the records of ONE domain.
 
     Where records are marked query or gallery, those marks hold and records of other splits are left out.
-    Otherwise every image is a query against all images.
+    Otherwise every image is a query against all images, those for training left out unless there are no others.
 
     Args:
       policy: "cross-camera" keeps the records' camids, so that images of the query's identity from its own
@@ -59,7 +59,7 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
 
     in_query, in_gallery = split == "query", split == "gallery"
     if not in_query.any() and not in_gallery.any():
-        in_query = in_gallery = np.ones(len(records), bool)
+        in_query = in_gallery = (split != "train") | (split == "train").all()
     query_row, gallery_row = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
     for name, row in (("query", query_row), ("gallery", gallery_row)):
         if row.size == 0:
