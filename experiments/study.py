@@ -116,6 +116,7 @@ def run_study(
             job.config()  # none is started where one cannot be
         for target in dict.fromkeys(job.target for job in todo if job.row.supervised):
             setting.halve(target, workdir)
+        jobs = min(jobs, len(todo))
         for line in _in_processes(todo, jobs, work) if jobs > 1 else map(work, todo):
             lines.append(line)
             write_text(log, "".join(json.dumps(each) + "\n" for each in lines))  # whole or not at all
@@ -208,7 +209,7 @@ def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, help="default: runs/studies-DATA, and -smoke")
     parser.add_argument("--targets", nargs="+", default=(), help="default: underpass, or every domain of the folder")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
-    parser.add_argument("--jobs", type=int, default=1, help="processes that run at once")
+    parser.add_argument("--jobs", type=int, help="processes that run at once; default: 1, with --smoke 2")
     parser.add_argument("--smoke", action="store_true", help="show only that it runs: a tiny net, two steps, one seed")
     return parser
 
@@ -220,6 +221,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error("--targets: the paper's sets are evaluated together, by one run")
     args.workdir = args.workdir or Path("runs", f"studies-{args.data}{'-smoke' * args.smoke}")
     args.seeds = args.seeds[:1] if args.smoke else args.seeds
+    args.jobs = args.jobs or 1 + args.smoke
     args.setting = Setting(args.data, args.path, args.init, args.smoke)
     return args
 

@@ -49,6 +49,7 @@ def test_the_synthetic_records_are_those_of_the_drawn_images(monkeypatch):
 
     monkeypatch.setattr(synthetic, "list_records", functools.partial(listed, **few))
     monkeypatch.setattr(synthetic, "generate", functools.partial(draw, **few))
+    monkeypatch.setattr(dataset, "_drawn", dataset._drawn.__wrapped__)  # not to be kept for other tests
     read = dataset.read("synthetic", "", ("mall", "plaza"))
     assert read == records
     np.testing.assert_array_equal(dataset.load_images("synthetic", read, (32, 16), ""), images)

@@ -88,7 +88,7 @@ def test_smoke(module, runs, monkeypatch, capsys):
     if module is fig3:
         pytest.importorskip("sklearn", reason="Figure 3 takes its t-SNE from scikit-learn")
     analysis = module.ANALYSIS
-    run(analysis, monkeypatch, "--smoke", f"--workdir={runs}")
+    run(analysis, monkeypatch, "--smoke", "--jobs=1", f"--workdir={runs}")
     log = runs / f"{analysis.name}.jsonl"
     words = capsys.readouterr().out
     assert {line["seed"] for line in read(log)} == {0}
@@ -96,7 +96,7 @@ def test_smoke(module, runs, monkeypatch, capsys):
     # Nothing is trained or measured again, and words and picture are of the numbers alone.
     before, trained = log.read_bytes(), (runs / "results.jsonl").read_bytes()
     monkeypatch.setattr(figures, "check_trained", None)
-    run(analysis, monkeypatch, "--smoke", f"--workdir={runs}")
+    run(analysis, monkeypatch, "--smoke", "--jobs=1", f"--workdir={runs}")
     assert (log.read_bytes(), (runs / "results.jsonl").read_bytes()) == (before, trained)
     assert capsys.readouterr().out == words
     if analysis.draw:

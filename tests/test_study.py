@@ -83,6 +83,14 @@ def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "results.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "jobs"), [([], 1), (["--smoke"], 2), (["--smoke", "--jobs=1"], 1), (["--jobs=3"], 3)]
+)
+def test_only_a_smoke_run_takes_two_processes_by_itself(arguments, jobs, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["study", *arguments])
+    assert study.parse(study.command_line("x", "")).jobs == jobs
+
+
 def test_several_processes_neither_lose_nor_repeat_a_row(tmp_path):
     rows = [Row(name, {"method": name}) for name in ("a", "b", "c")]
     lines = run_study(rows, DRAWN, [0, 1], tmp_path, ["x", "y"], jobs=2, work=leave_mark)
