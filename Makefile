@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(PY) -m experiments.demo
 
 test: lint
-	$(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -17,7 +17,7 @@ from scipy import stats
 
 from experiments import figures
 from experiments.study import Job
-from experiments.tables import Line, markdown, mean_std
+from experiments.tables import Line, markdown, mean_std, p_value
 from metabin_jax.algorithm import Batch, MetaBIN, TrainState
 from metabin_jax.build import build, load_images
 from metabin_jax.rho import in_order, layer_name
@@ -107,7 +107,7 @@ def report(lines: Sequence[Line]) -> str:
         here = DIRECTION[1 if mean_S.mean() > 0 else -1]
         positive = mean_std(100 * overall(lines, loss, "positive"))
         rows.append(
-            [name, f"{mean_S.mean():+.1e}{std}", positive, here, DIRECTION[sign], f"{p:.3f}", agrees, len(mean_S)]
+            [name, f"{mean_S.mean():+.1e}{std}", positive, here, DIRECTION[sign], p_value(p), agrees, len(mean_S)]
         )
     header = ["loss", "gradient", "positive (%)", "pushes towards", "in the paper", "p", "as in the paper", "seeds"]
     batches = lines[0]["batches"]

@@ -1,5 +1,6 @@
 """The data that a study can run on: drawn people, a folder of domains, or the paper's sets."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from metabin_jax.benchmark import protocols
 from metabin_jax.data import synthetic
 from metabin_jax.data.dataset import load_images, read
 from metabin_jax.data.records import Record
-from metabin_jax.runlog import write_text
+from metabin_jax.runlog import read_json, write_json, write_text
 
 NAMES = ("synthetic", "folder", "finetune", "paper")
 SUPERVISED = {"meta.cross_entropy": True, "data.domain_by": "camera", "data.train_splits": ("train",)}
@@ -42,6 +43,14 @@ class Setting:
             raise ValueError(f"--data={self.name} needs --path, a folder with one sub-folder per domain")
         if self.name == "finetune" and not self.init:
             raise ValueError("--data=finetune needs --init, a file of weights to start from")
+
+    def keep(self, workdir: Path) -> None:
+        """Writes this setting to the workdir, whose results are of no other. Raises ValueError where they are."""
+        here = {"data": self.name, "path": _absolute(self.path), "init": _absolute(self.init), "smoke": self.smoke}
+        file = workdir / "setting.json"
+        if file.exists() and (kept := read_json(file)) != here:
+            raise ValueError(f"{workdir} has results of another setting, {kept}: choose another --workdir")
+        write_json(file, here)
 
     def targets(self, supervised: bool) -> tuple[str, ...]:
         """What there is to evaluate on, each by a run of its own; the paper's four unseen sets share one, "paper"."""
@@ -112,7 +121,7 @@ class Setting:
         Of the others every image is a query and in the gallery, as an unseen target's are. The paper's set has splits.
         """
         path = _manifest(workdir, target)
-        if self.name == "paper" or path.exists():
+        if self.name == "paper":
             return
         config = self._unseen(target)
         records = read(config.data.source, config.data.path, (target,))
@@ -143,6 +152,10 @@ class Setting:
 
 def _every_other_person(records: list[Record]) -> set[int]:
     return set(sorted({record.pid for record in records})[::2])
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
 def _manifest(workdir: Path, target: str) -> Path:

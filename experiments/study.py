@@ -98,10 +98,11 @@ def run_study(
 
     targets: those to evaluate on; default: all of the setting. jobs: how many processes run at once. work: what a run
     is; its line has the "run", "target" and "seed" of the job. Raises ValueError when another study works in `workdir`,
-    and as training does; then no further run is started.
+    when it has results of another setting, and as training does; then no further run is started.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
+        setting.keep(workdir)
         log = workdir / log_name
         lines = read(log)
         done = {(line["run"], line["target"], line["seed"]) for line in lines}
@@ -221,7 +222,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error("--targets: the paper's sets are evaluated together, by one run")
     args.workdir = args.workdir or Path("runs", f"studies-{args.data}{'-smoke' * args.smoke}")
     args.seeds = args.seeds[:1] if args.smoke else args.seeds
-    args.jobs = args.jobs or 1 + args.smoke
+    args.jobs = 1 + args.smoke if args.jobs is None else args.jobs
+    if args.jobs < 1:
+        parser.error("--jobs: at least one")
     args.setting = Setting(args.data, args.path, args.init, args.smoke)
     return args
 

@@ -45,7 +45,8 @@ def measure(job: Job) -> Line:
 
 
 def report(lines: Sequence[Line]) -> str:
-    domains = list(dict.fromkeys(domain for line in lines for domain in line["scores"]))
+    by_target = sorted(lines, key=lambda line: line["target"])  # and not as they were finished
+    domains = list(dict.fromkeys(domain for line in by_target for domain in line["scores"]))
     ours, theirs = list(_ours(lines, domains)), list(_theirs())
     words = (
         f"{' / '.join(METRICS)} in %; ours: mean ± standard deviation over seeds, of which `seeds` have all targets."

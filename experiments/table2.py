@@ -27,6 +27,8 @@ STUDY = Study(
     ),
     compare=[
         ("MetaBIN: Lce, fixed", "BN"),
+        ("MetaBIN: Ltr + Lscat + Lshuf, cyclic", "BN"),
+        ("MetaBIN: Ltr + Lscat + Lshuf, fixed", "MetaBIN: Lce, fixed"),
         ("MetaBIN: Lce + Ltr, fixed", "MetaBIN: Lce, fixed"),
         ("MetaBIN: Ltr, fixed", "MetaBIN: Lce, fixed"),
         ("MetaBIN: Ltr + Lscat, fixed", "MetaBIN: Ltr, fixed"),

@@ -22,8 +22,12 @@ STUDY = Study(
         Row("MetaBIN", {"method": "metabin"}, (64.7, 72.3)),
     ),
     compare=[
-        *((f"{base}, MLDG cyclic", base) for base in ("BN, Lce", "BN, Lce + Ltr", "BIN, Lce + Ltr")),
-        ("BIN, Lce + Ltr, MLDG cyclic", "BIN, Lce + Ltr, MLDG fixed"),
+        *(
+            pair
+            for base in ("BN, Lce", "BN, Lce + Ltr", "BIN, Lce + Ltr")
+            for pair in ((f"{base}, MLDG fixed", base), (f"{base}, MLDG cyclic", f"{base}, MLDG fixed"))
+        ),
+        ("MetaBIN", "BIN, Lce + Ltr"),
         ("MetaBIN", "BIN, Lce + Ltr, MLDG cyclic"),
         ("MetaBIN", "MetaBIN, BIN's layer"),
         ("MetaBIN", "MetaBIN, without episode separation"),

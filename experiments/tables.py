@@ -50,7 +50,7 @@ def table(rows: Sequence[Row], lines: Sequence[Line], field: str = "") -> str:
     `seeds`, where it has every target. field: of lines that have it, a column for its mean over runs.
     """
     lines = [line for line in lines if line["run"] in {row.run for row in rows}]
-    targets = list(dict.fromkeys(line["target"] for line in lines))
+    targets = sorted({line["target"] for line in lines})
     with_mean, with_paper = len(targets) > 1, any(row.paper for row in rows)
     header = ["row", *targets, *["mean"] * with_mean, "seeds", *["paper (reported)"] * with_paper]
     header += [field] * bool(field)
@@ -119,12 +119,12 @@ def paired_test(lines: Sequence[Line], first: Row, second: Row, metric: str) -> 
     """
     lines = [line for line in lines if line["run"] in (first.run, second.run)]
     a, b = by_seed(lines, first), by_seed(lines, second)
-    differences = [a[seed][metric] - b[seed][metric] for seed in sorted(a.keys() & b.keys())]
-    mean = statistics.mean(differences or [math.nan])
-    if len(differences) < 2 or max(differences) - min(differences) < ROUNDING:
-        return Paired(mean, math.nan, math.nan, math.nan, len(differences))
-    test = stats.ttest_1samp(differences, 0)
-    return Paired(mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue), len(differences))
+    per_seed = [a[seed][metric] - b[seed][metric] for seed in sorted(a.keys() & b.keys())]
+    mean = statistics.mean(per_seed or [math.nan])
+    if len(per_seed) < 2 or max(per_seed) - min(per_seed) < ROUNDING:
+        return Paired(mean, math.nan, math.nan, math.nan, len(per_seed))
+    test = stats.ttest_1samp(per_seed, 0)
+    return Paired(mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue), len(per_seed))
 
 
 def differences(lines: Sequence[Line], pairs: Sequence[tuple[Row, Row]]) -> str:
@@ -140,6 +140,9 @@ def differences(lines: Sequence[Line], pairs: Sequence[tuple[Row, Row]]) -> str:
 
 def _difference(test: Paired) -> tuple[str, str]:
     mean, low, high = (f"{100 * value:+.1f}" for value in (test.difference, test.low, test.high))
-    if math.isnan(test.p):
-        return mean, "-"
-    return f"{mean} [{low}, {high}]", "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
+    return mean if math.isnan(test.p) else f"{mean} [{low}, {high}]", p_value(test.p)
+
+
+def p_value(p: float) -> str:
+    """In three decimals; "-" for nan."""
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -29,6 +29,13 @@ def settings_of_jax():
         jax.config.update(name, value)
 
 
+@pytest.fixture
+def optimised_again():
+    """What --smoke asks of JAX ends with the test."""
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 # What test_train and test_resume share; tiny_run is imported late, when the settings above hold.
 
 

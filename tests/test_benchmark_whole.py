@@ -2,27 +2,30 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_sets import viper
+from small_sets import SMALL_SETS
 from tiny_run import draw_folder
 
+from experiments import table4
+from experiments.study import main, read
 from metabin_jax.data import prepared
 from metabin_jax.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.py"
-SOURCES = ("market1501", "cuhk02", "cuhk03", "cuhksysu")
+SOURCES = ("market1501", "cuhk02", "cuhk03", "cuhksysu", "dukemtmcreid")
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """VIPeR at full size, with random pictures; of each source four persons, seen twice."""
+    """The four small targets at full size, with random pictures; of each source four persons, seen twice."""
     raw = tmp_path_factory.mktemp("raw")
     rng = np.random.default_rng(0)
-    for record in viper(str(raw)):
+    for record in (record for target in SMALL_SETS.values() for record in target(str(raw))):
         Path(record.path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (4, 2, 3), np.uint8)).save(record.path)
     persons = draw_folder(raw / "drawn", ("a",), cameras=1) / "a"
@@ -31,12 +34,14 @@ def data_dir(tmp_path_factory):
         "cuhk02": "{pid:03d}_1.png",
         "cuhk03": "1_{pid:03d}_{view}_01.png",
         "cuhksysu": "p{pid:05d}_n0{view}_s00001_hard0.png",
+        "dukemtmcreid": "{pid:04d}_c{view}_f0046182.jpg",
     }
     folders = {
         "market1501": "bounding_box_train",
         "cuhk02": "P1/cam{view}",
         "cuhk03": "images_detected",
         "cuhksysu": "cropped_image",
+        "dukemtmcreid": "bounding_box_train",
     }
     for source in SOURCES:
         for pid in range(1, 5):
@@ -47,11 +52,14 @@ def data_dir(tmp_path_factory):
     for pair in range(2, 6):
         for view in (1, 2):
             (raw / f"cuhk02/P{pair}/cam{view}").mkdir(parents=True)
-    for folder in ("query", "bounding_box_test"):
-        (raw / "market1501" / folder).mkdir()
+    for view, folder in enumerate(("query", "bounding_box_test"), start=1):
+        for source in ("market1501", "dukemtmcreid"):
+            file = raw / source / folder / names[source].format(pid=11, view=view)
+            file.parent.mkdir()
+            Image.open(persons / "0000_c1_0.png").save(file)
     data_dir = tmp_path_factory.mktemp("tfds")
-    for name in (*SOURCES, "viper"):
-        prepared.prepare(name, raw, data_dir, allow_incomplete=name != "viper")
+    for name in (*SOURCES, *SMALL_SETS):
+        prepared.prepare(name, raw, data_dir, allow_incomplete=name in SOURCES)
     return data_dir
 
 
@@ -75,8 +83,23 @@ def test_from_raw_folders_to_the_table(data_dir, quick_net, tmp_path):
 
 
 def test_a_set_that_is_not_prepared_is_named_with_what_to_run(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "tfds", ignore=shutil.ignore_patterns("dukemtmcreid"))
     config = runpy.run_path(str(CONFIG))["get_config"]("paper")
-    config.data.path = str(data_dir)
+    config.data.path = str(tmp_path / "tfds")
     with pytest.raises(FileNotFoundError, match=r"'dukemtmcreid' is not prepared .*: run metabin prepare dukemtmcreid"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_runs_on_the_papers_sets(data_dir, optimised_again, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = "MetaBIN", "BN, supervised"
+    arguments = ["--data=paper", f"--path={data_dir}", "--smoke", "--jobs=1", f"--workdir={tmp_path / 'runs'}"]
+    monkeypatch.setattr("sys.argv", ["study", *arguments, "--rows", *rows])
+    main(table4.STUDY)
+    lines = read(tmp_path / "runs/results.jsonl")
+    assert [(line["target"], line["queries"]) for line in lines] == [
+        ("paper", 10 * (316 + 100 + 125 + 60)),
+        ("market1501", 1),
+    ]
+    assert "| MetaBIN | " in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,18 +12,13 @@ from experiments.settings import Setting
 from experiments.study import Job, read
 from experiments.tables import mean_std
 
+pytestmark = pytest.mark.usefixtures("optimised_again")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The workdir of all smoke runs, which share trainings."""
     return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(autouse=True)
-def jax_settings():
-    """What --smoke asks of JAX ends with the test."""
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(analysis, monkeypatch, *arguments):
@@ -111,6 +105,7 @@ def test_smoke(module, runs, monkeypatch, capsys):
 
 def test_the_embeddings_of_a_trained_run_are_placed(runs, monkeypatch):
     """By a stand-in for t-SNE, so that it needs no scikit-learn; the drawn people are 40, of 8 images each."""
+    run(fig5.ANALYSIS, monkeypatch, "--smoke", "--jobs=1", f"--workdir={runs}")
     setting = Setting("synthetic", smoke=True)
     (row,) = figures.from_table4("MetaBIN")(setting, runs)
     monkeypatch.setattr(fig3, "tsne", lambda embedding_ND: 100 * embedding_ND[:, :2])
@@ -121,6 +116,7 @@ def test_the_embeddings_of_a_trained_run_are_placed(runs, monkeypatch):
 
 
 def test_a_run_whose_folder_is_gone_is_named(runs, monkeypatch, tmp_path, capsys):
+    run(fig5.ANALYSIS, monkeypatch, "--smoke", "--jobs=1", f"--workdir={runs}")
     (tmp_path / "results.jsonl").write_bytes((runs / "results.jsonl").read_bytes())
     with pytest.raises(SystemExit):
         run(fig5.ANALYSIS, monkeypatch, "--smoke", f"--workdir={tmp_path}")

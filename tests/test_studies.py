@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_run import DOMAINS, draw_folder
 
-from experiments import beta, clip, order, others, sources, table2, table3, table4
+from experiments import beta, clip, gamma, order, others, sources, table2, table3, table4
 from experiments.settings import Setting
 from experiments.study import Job, main, read, run_study
 from experiments.tables import Row
@@ -17,16 +17,14 @@ from metabin_jax import build, config, evaluate
 from metabin_jax.algorithm import Batch
 from metabin_jax.data import dataset, synthetic
 
-STUDIES = [module.STUDY for module in (table2, table3, table4, order, beta, clip, sources, others)]
+STUDIES = [module.STUDY for module in (table2, table3, table4, order, beta, clip, gamma, sources, others)]
 every_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 
 
 @pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
-    """Image caches go below tmp_path; what --smoke asks of JAX ends with the test."""
+def home(monkeypatch, tmp_path, optimised_again):
+    """Image caches go below tmp_path."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @every_study
@@ -68,7 +66,10 @@ def test_every_row_can_be_trained(study, tmp_path):
         (table3.STUDY, "BIN, Lce + Ltr, MLDG cyclic"),
         (table3.STUDY, "MetaBIN, without episode separation"),
         (table4.STUDY, "MetaBIN, supervised"),
+        (order.STUDY, "MetaBIN, exact"),
         (beta.STUDY, "MetaBIN, beta of the code, 0.0001 to 0.01"),
+        (clip.STUDY, "MetaBIN, plain clip"),
+        (gamma.STUDY, "MetaBIN, gamma 0.1"),
         (sources.STUDY, "MetaBIN, 2 sources"),
         (others.STUDY, "MixStyle"),
         (others.STUDY, "MetaBIN + BAU's losses"),
@@ -86,6 +87,19 @@ def test_smoke(study, row, tmp_path, monkeypatch, capsys):
     assert ("rho_change" in line) == ("MetaBIN" in row and "without" not in row)
     main(study)
     assert len(read(workdir / "results.jsonl")) == 1
+
+
+def test_smoke_on_a_folder(tmp_path, monkeypatch):
+    folder, workdir = draw_folder(tmp_path / "data"), tmp_path / "runs"
+    arguments = ["study", "--smoke", "--jobs=1", "--data=folder", f"--path={folder}", f"--workdir={workdir}", "--rows"]
+    for study, row in ((table4.STUDY, "BIN, supervised"), (sources.STUDY, "MetaBIN, 2 sources")):
+        monkeypatch.setattr("sys.argv", [*arguments, row])
+        main(study)
+    # Every other of four persons is tested, or all of them, by two images of each of two cameras.
+    assert [(line["target"], line["queries"]) for line in read(workdir / "results.jsonl")] == [
+        ("east", 8),
+        ("east", 16),
+    ]
 
 
 def test_half_of_the_persons_train_and_the_others_are_tested(tmp_path):

@@ -80,7 +80,19 @@ def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     assert len(read(tmp_path / "results.jsonl")) == 2
     run_study(rows, DRAWN, [0], tmp_path)
     assert [method for _, _, method, _ in trained] == ["bn", "in", "bin"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "results.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "results.jsonl", "setting.json"]
+
+
+def test_a_workdir_has_results_of_one_setting(trained, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    run_study(ROWS, Setting("folder", str(tmp_path / "a")), [0], tmp_path / "w", ["x"])
+    run_study(ROWS, Setting("folder", str(tmp_path / "b/../a")), [1], tmp_path / "w", ["x"])
+    assert len(trained) == 4
+    for other in (Setting("folder", str(tmp_path / "b")), Setting("folder", str(tmp_path / "a"), smoke=True), DRAWN):
+        with pytest.raises(ValueError, match=r"w has results of another setting, .*: choose another --workdir"):
+            run_study(ROWS, other, [2], tmp_path / "w", ["x"])
+    assert len(trained) == 4
 
 
 @pytest.mark.parametrize(
@@ -163,6 +175,13 @@ def _alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_one_run_needs_no_process(tmp_path):
+    def work(job):  # which another process could not be given
+        return {"run": job.row.run, "target": job.target, "seed": job.seed, "process": os.getpid()}
+
+    assert run_study(ROWS[:1], DRAWN, [0], tmp_path, jobs=2, work=work)[0]["process"] == os.getpid()
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
