@@ -44,11 +44,11 @@ class Setting:
         if self.name == "finetune" and not self.init:
             raise ValueError("--data=finetune needs --init, a file of weights to start from")
 
-    def keep(self, workdir: Path) -> None:
-        """Writes this setting to the workdir, whose results are of no other. Raises ValueError where they are."""
+    def keep(self, workdir: Path, has_results: bool) -> None:
+        """Writes this setting to the workdir. Raises ValueError where there are results of another one."""
         here = {"data": self.name, "path": _absolute(self.path), "init": _absolute(self.init), "smoke": self.smoke}
         file = workdir / "setting.json"
-        if file.exists() and (kept := read_json(file)) != here:
+        if has_results and file.exists() and (kept := read_json(file)) != here:
             raise ValueError(f"{workdir} has results of another setting, {kept}: choose another --workdir")
         write_json(file, here)
 

@@ -102,7 +102,6 @@ def run_study(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
-        setting.keep(workdir)
         log = workdir / log_name
         lines = read(log)
         done = {(line["run"], line["target"], line["seed"]) for line in lines}
@@ -115,6 +114,7 @@ def run_study(
         todo = [job for job in everything if job.key not in done]
         for job in todo:
             job.config()  # none is started where one cannot be
+        setting.keep(workdir, has_results=bool(lines))
         for target in dict.fromkeys(job.target for job in todo if job.row.supervised):
             setting.halve(target, workdir)
         jobs = min(jobs, len(todo))

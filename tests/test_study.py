@@ -86,6 +86,7 @@ def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
 def test_a_workdir_has_results_of_one_setting(trained, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
+    run_study([], DRAWN, [0], tmp_path / "w", ["x"])  # which has no result
     run_study(ROWS, Setting("folder", str(tmp_path / "a")), [0], tmp_path / "w", ["x"])
     run_study(ROWS, Setting("folder", str(tmp_path / "b/../a")), [1], tmp_path / "w", ["x"])
     assert len(trained) == 4
