@@ -1,7 +1,6 @@
 """From a source of images to what a run trains on."""
 
 import dataclasses
-import functools
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -37,16 +36,12 @@ def load_images(source: str, records: Sequence[Record], size: tuple[int, int], c
     Raises ValueError or FileNotFoundError as the cache does.
     """
     if source == "synthetic":
-        return np.concatenate([_drawn(domain, size) for domain in dict.fromkeys(record.domain for record in records)])
+        domains = list(dict.fromkeys(record.domain for record in records))
+        return synthetic.generate(seed=0, domains=domains, size=size)[0]
     if source == "prepared":
         images = prepared.Images(records)
         return cache.load_images(records, size, cache_dir, images.stamp, images.open)
     return cache.load_images(records, size, cache_dir)
-
-
-@functools.lru_cache(maxsize=len(synthetic.DOMAIN_NAMES))  # the runs of a study draw the same
-def _drawn(domain: str, size: tuple[int, int]) -> np.ndarray:
-    return synthetic.generate(seed=0, domains=[domain], size=size)[0]
 
 
 @dataclasses.dataclass(frozen=True)
