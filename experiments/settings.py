@@ -73,8 +73,7 @@ class Setting:
                 # The supplement's training on the cameras of Market-1501, tested on the same set.
                 config.update_from_flattened_dict(protocols.load("market_to_duke").overrides)
             else:
-                fewest = min(config.batch.ids_per_domain, self._fewest_of_a_camera(target))
-                config.batch.ids_per_domain = fewest
+                config.batch.ids_per_domain = min(config.batch.ids_per_domain, self._fewest_of_a_camera(target))
                 config.data.source, config.data.path = "csv", str(_manifest(workdir, target))
             config.data.protocol = ""
             config.data.train_domains = config.data.eval_domains = (target,)
@@ -120,15 +119,13 @@ class Setting:
 
         Of the others every image is a query and in the gallery, as an unseen target's are. The paper's set has splits.
         """
-        path = _manifest(workdir, target)
         if self.name == "paper":
             return
-        config = self._unseen(target)
-        records = read(config.data.source, config.data.path, (target,))
+        path, data = _manifest(workdir, target), self._unseen(target).data
+        records, trains = self._halves(target)
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.name == "synthetic":
-            records = _drawn(records, path.with_suffix(""), (config.data.height, config.data.width))
-        trains = _every_other_person(records)
+            records = _drawn(records, path.with_suffix(""), (data.height, data.width))
         lines = ["path,pid,camid,domain,split"]
         for record in records:
             split = "train" if record.pid in trains else "all"
@@ -137,9 +134,7 @@ class Setting:
 
     def _fewest_of_a_camera(self, target: str) -> int:
         """How many persons the half that trains has by the camera that sees fewest. Raises ValueError below two."""
-        config = self._unseen(target)
-        records = read(config.data.source, config.data.path, (target,))
-        trains = _every_other_person(records)
+        records, trains = self._halves(target)
         persons = Counter(camid for pid, camid in {(record.pid, record.camid) for record in records} if pid in trains)
         camera, fewest = persons.most_common()[-1]
         if fewest < 2:
@@ -149,9 +144,11 @@ class Setting:
             )
         return fewest
 
-
-def _every_other_person(records: list[Record]) -> set[int]:
-    return set(sorted({record.pid for record in records})[::2])
+    def _halves(self, target: str) -> tuple[list[Record], set[int]]:
+        """The records of the target, and the pids of every other person, who train."""
+        data = self._unseen(target).data
+        records = read(data.source, data.path, (target,))
+        return records, set(sorted({record.pid for record in records})[::2])
 
 
 def _absolute(path: str) -> str:
