@@ -9,8 +9,8 @@ metabin_jax/benchmark/protocols.json; `paper_without_duke` is Table 1 without th
 
 from ml_collections import ConfigDict
 
-from metabin_jax.benchmark import protocols
-from metabin_jax.config import metabin
+from metabin_jax.evaluation import protocols
+from metabin_jax.training.config import metabin
 
 
 def get_config(protocol_and_preset: str = "paper") -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from metabin_jax.config import metabin
+from metabin_jax.training.config import metabin
 
 
 def get_config(preset: str = "paper") -> ConfigDict:

@@ -9,7 +9,7 @@ size back: --config.data.height=256 --config.data.width=128, and more epochs.
 
 from ml_collections import ConfigDict
 
-from metabin_jax.config import metabin
+from metabin_jax.training.config import metabin
 
 
 def get_config(preset: str = "paper") -> ConfigDict:

@@ -9,7 +9,7 @@ A small net from scratch on small images, so that it runs on a CPU. On a GPU, ta
 
 from ml_collections import ConfigDict
 
-from metabin_jax.config import metabin
+from metabin_jax.training.config import metabin
 
 
 def get_config(preset: str = "paper") -> ConfigDict:

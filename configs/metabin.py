@@ -6,6 +6,6 @@
 Every field, with its source, stands in metabin_jax/config.py.
 """
 
-from metabin_jax.config import metabin as get_config
+from metabin_jax.training.config import metabin as get_config
 
 __all__ = ["get_config"]

@@ -5,7 +5,7 @@ rho_change is what the inner step does: the mean of |rho' - rho|. Nothing else o
 
 from experiments.study import Study, main
 from experiments.tables import Row
-from metabin_jax.config import metabin
+from metabin_jax.training.config import metabin
 
 
 def _beta(preset: str) -> dict[str, float]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from experiments import figures
 from experiments.study import Job
 from experiments.tables import Line, markdown, mean_std
-from metabin_jax.build import load_images, model_of
-from metabin_jax.evaluate import domain_splits, read_targets
 from metabin_jax.evaluation import QueryGallery, distance, embed
+from metabin_jax.training.build import load_images, model_of
+from metabin_jax.training.evaluate import domain_splits, read_targets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

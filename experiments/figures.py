@@ -23,11 +23,10 @@ from experiments import study, table4
 from experiments.settings import Setting
 from experiments.study import Job, command_line, parse, run_study
 from experiments.tables import Line, Row
-from metabin_jax.build import resolve
-from metabin_jax.checkpoint import Checkpoints, has_checkpoint
-from metabin_jax.compilation import use_compilation_cache
-from metabin_jax.files import whole
-from metabin_jax.runlog import read_json
+from metabin_jax.runtime.compilation import use_compilation_cache
+from metabin_jax.runtime.files import read_json, whole
+from metabin_jax.training.build import resolve
+from metabin_jax.training.checkpoint import Checkpoints, has_checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

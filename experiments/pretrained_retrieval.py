@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metabin_jax import models
-from metabin_jax.compilation import use_compilation_cache
 from metabin_jax.data import dataset
 from metabin_jax.evaluation import retrieval_metrics
 from metabin_jax.evaluation.embedding import embed
+from metabin_jax.runtime.compilation import use_compilation_cache
 
 
 def main() -> None:

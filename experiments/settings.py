@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import benchmark, demo, finetune, folder
-from metabin_jax.benchmark import protocols
 from metabin_jax.data import synthetic
 from metabin_jax.data.dataset import load_images, read
 from metabin_jax.data.records import Record
-from metabin_jax.runlog import read_json, write_json, write_text
+from metabin_jax.evaluation import protocols
+from metabin_jax.runtime.files import read_json, write_json, write_text
 
 NAMES = ("synthetic", "folder", "finetune", "paper")
 SUPERVISED = {"meta.cross_entropy": True, "data.domain_by": "camera", "data.train_splits": ("train",)}

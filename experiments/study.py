@@ -32,8 +32,9 @@ from ml_collections import ConfigDict
 from experiments import settings
 from experiments.settings import Setting
 from experiments.tables import Line, Row, differences, mean_scores, table
-from metabin_jax.runlog import read_rows, write_text
-from metabin_jax.train import train
+from metabin_jax.runtime.files import write_text
+from metabin_jax.runtime.runlog import read_rows
+from metabin_jax.training.train import train
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metabin_jax.platforms import by_platform
+from metabin_jax.runtime.platforms import by_platform
 
 Array = jax.Array
 Coefficients = tuple[Array, Array]

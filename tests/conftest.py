@@ -59,7 +59,7 @@ def straight(folder, quick_net, tmp_path_factory):
     """The workdir of a run that nothing interrupted, and its result."""
     from tiny_run import tiny_config
 
-    from metabin_jax.train import train
+    from metabin_jax.training.train import train
 
     workdir = tmp_path_factory.mktemp("straight")
     return workdir, train(tiny_config(folder), workdir)
@@ -81,6 +81,6 @@ def data_dir(tmp_path):
 @pytest.fixture
 def complete(monkeypatch):
     """The miniature of VIPeR has its published counts."""
-    from metabin_jax.data.sets import SETS
+    from metabin_jax.data.sets.catalogue import SETS
 
     monkeypatch.setitem(SETS, "viper", dataclasses.replace(SETS["viper"], published={"ids": 2, "images": 3}))

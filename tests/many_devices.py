@@ -32,8 +32,8 @@ def eight_devices(folder):
     from small_problem import draw_batch, small_net, start_state
 
     from metabin_jax.algorithm import MetaBIN
-    from metabin_jax.checkpoint import Checkpoints
-    from metabin_jax.devices import Placement, shapes_on
+    from metabin_jax.runtime.devices import Placement, shapes_on
+    from metabin_jax.training.checkpoint import Checkpoints
 
     jax.config.update("jax_enable_x64", True)
     model, optimizer = small_net(), optax.sgd(0.05, momentum=0.9)

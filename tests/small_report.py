@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from tiny_run import tiny_config
 
-from metabin_jax.benchmark.statistics import summarise
-from metabin_jax.config import metabin
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import query_gallery
+from metabin_jax.evaluation.statistics import summarise
 from metabin_jax.report import data, domain
-from metabin_jax.runlog import settings
+from metabin_jax.training.config import metabin
+from metabin_jax.training.workdir import settings
 
 HOSTILE = "<script>alert(1)</script>\"'&é漢\udcff"
 

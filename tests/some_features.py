@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from metabin_jax.features import Features
+from metabin_jax.retrieval.features import Features
 
 MADE_BY = {
     "run": "/runs/a",

@@ -12,9 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from metabin_jax import build, evaluate, train
-from metabin_jax.config import metabin
 from metabin_jax.norm import BatchInstanceNorm
+from metabin_jax.training import build, evaluate, train
+from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training.config import metabin
 
 STEPS = 9
 DOMAINS = ("east", "north", "south", "west")
@@ -113,3 +114,29 @@ def killed_after(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train, "read_batches", dying)
         yield
+
+
+def state_of(config, workdir, step=STEPS):
+    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
+        return checkpoints.restore(build.build(build.resolve(config)).init(), step)
+
+
+def leaves(state):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def differences(a, b):
+    """The names of the leaves that differ in any bit."""
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    return [name for name in a if (a[name].dtype, a[name].tobytes()) != (b[name].dtype, b[name].tobytes())]
+
+
+def without_rate(workdir):
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows(workdir)]
+
+
+def assert_same_run(config, workdir, other):
+    assert differences(state_of(config, workdir), state_of(config, other)) == []
+    assert without_rate(workdir) == without_rate(other)
+    assert len(rows(workdir)) == STEPS

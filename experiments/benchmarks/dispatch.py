@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from metabin_jax.algorithm import TrainState
-from metabin_jax.build import Run, build, load_images, resolve
-from metabin_jax.compilation import use_compilation_cache
+from metabin_jax.cli.options import load_config
 from metabin_jax.data import resident
-from metabin_jax.options import load_config
-from metabin_jax.train import make_step, read_batches
+from metabin_jax.runtime.compilation import use_compilation_cache
+from metabin_jax.training.build import Run, build, load_images, resolve
+from metabin_jax.training.train import make_step, read_batches
 
 
 def trainer(run: Run, images: np.ndarray) -> Callable[[int, int], TrainState]:

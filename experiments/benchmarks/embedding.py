@@ -25,8 +25,8 @@ from PIL import Image
 
 from metabin_jax import models
 from metabin_jax.data.listing import list_images
-from metabin_jax.embed import Encoder, embed_images, read_batches
 from metabin_jax.evaluation.embedding import embed_batches
+from metabin_jax.retrieval.encoder import Encoder, embed_images, read_batches
 
 NUM_IDS = 100
 BATCH_SIZE = 128

@@ -68,7 +68,7 @@ def our_iteration(height: int, width: int, first_order: bool) -> Callable[[], No
 
     from metabin_jax import models
     from metabin_jax.algorithm import Batch, MetaBIN
-    from metabin_jax.compilation import compile_ahead
+    from metabin_jax.runtime.compilation import compile_ahead
 
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
     metabin = MetaBIN(models.create("mobilenetv2_1.4", NUM_IDS), optimizer, beta=0.1, first_order=first_order)

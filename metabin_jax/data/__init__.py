@@ -1,1 +1,4 @@
-"""Data on the host: records, the decoded cache, samplers and batches."""
+"""Images and their labels: records and manifests, samplers, batches, the image cache, augmentation, synthetic people.
+
+Published data sets live in `sets`. Nothing here knows a model, a loss or a config.
+"""

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metabin_jax.data.records import Record
+from metabin_jax.runtime.errors import UserError
 
 FORMAT = "metabin_jax images 1: RGB, upright by EXIF, bicubic"  # part of the key: change it with the decoding
 PROGRESS_EVERY = 1000  # images
@@ -58,7 +59,7 @@ def load_images(
       ValueError: records is empty, or images cannot be decoded (names the first five).
     """
     if not records:
-        raise ValueError("There is no record to load images of.")
+        raise UserError("There is no record to load images of.")
     height, width = size
     cache_dir = Path(cache_dir)
     final = cache_dir / f"images-{height}x{width}-{_key(records, size, stamp)}.npy"
@@ -88,10 +89,10 @@ def upright(file: str | IO[bytes]) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def broken_error(paths: Sequence[str], number: int) -> ValueError:
+def broken_error(paths: Sequence[str], number: int) -> UserError:
     """One sentence for the broken ones among `number` images: the first five, and how many there are."""
     named = ", ".join(paths[:MAX_NAMED]) + (", ..." if len(paths) > MAX_NAMED else "")
-    return ValueError(f"{len(paths)} of {number} images are broken; repair or remove: {named}.")
+    return UserError(f"{len(paths)} of {number} images are broken; repair or remove: {named}.")
 
 
 def _key(records: Sequence[Record], size: tuple[int, int], stamp: Callable[[Record], str]) -> str:

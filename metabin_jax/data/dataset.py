@@ -6,9 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from metabin_jax.data import cache, prepared, synthetic
+from metabin_jax.data import cache, synthetic
 from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
+from metabin_jax.data.sets import prepared
+from metabin_jax.runtime.errors import UserError
 
 
 def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
@@ -26,7 +28,7 @@ def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
     names = list(dict.fromkeys(record.domain for record in records))
     for domain in domains:
         if domain not in names:
-            raise ValueError(f"there is no domain {domain!r} in the data, which has {', '.join(names)}")
+            raise UserError(f"there is no domain {domain!r} in the data, which has {', '.join(names)}")
     return [record for domain in domains or names for record in records if record.domain == domain]
 
 
@@ -83,7 +85,7 @@ def training_set(
     present = {record.domain for record in records}
     for source in sources:
         if source not in present:
-            raise ValueError(
+            raise UserError(
                 f"domain {source!r} has no image of split {' or '.join(splits)}: leave it out of the training"
             )
     own_pid = np.array([record.pid for record in records])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, images
+from metabin_jax.runtime.errors import UserError
 
 LABELS = ("pid", "camid", "domain")
 COLUMNS = ("path", *LABELS, "split")
@@ -41,20 +42,20 @@ def list_images(path: str | Path) -> list[Listed]:
     if path.is_dir():
         found = [_labelled(image) for image in sorted(_below(path), key=_natural)]
         if not found:
-            raise ValueError(f"{path} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
+            raise UserError(f"{path} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a folder of images, a CSV list or an image.")
     elif path.suffix.lower() == ".csv":
         found = _read_list(path)
         if not found:
-            raise ValueError(f"{path} lists no image: add rows below the header.")
+            raise UserError(f"{path} lists no image: add rows below the header.")
     else:
         found = [_labelled(path)]
     for image in found:
         try:
             image.path.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{image.path!a} is not a path in UTF-8: rename the file.") from None
+            raise UserError(f"{image.path!a} is not a path in UTF-8: rename the file.") from None
     return found
 
 
@@ -91,23 +92,23 @@ def _read_list(path: Path) -> list[Listed]:
             reader = csv.DictReader(file)
             header = list(reader.fieldnames or [])
             if "path" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
-                raise ValueError(
+                raise UserError(
                     f"{path}: the header must have path, and may have {', '.join(COLUMNS[1:])}; it is"
                     f" {','.join(header)!r}."
                 )
             return [_check_row(row, path, reader.line_num) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
 
 
 def _check_row(row: dict, path: Path, line: int) -> Listed:
     if None in row or None in row.values():
-        raise ValueError(f"{path}, line {line}: the number of cells differs from the header's.")
+        raise UserError(f"{path}, line {line}: the number of cells differs from the header's.")
     row = dict.fromkeys(LABELS, "") | {column: cell.strip() for column, cell in row.items()}
     if not row["path"]:
-        raise ValueError(f"{path}, line {line}, column path: the cell is empty.")
+        raise UserError(f"{path}, line {line}, column path: the cell is empty.")
     if row["camid"] and not row["camid"].isdecimal():
-        raise ValueError(f"{path}, line {line}, column camid: {row['camid']!r} is not a whole number.")
+        raise UserError(f"{path}, line {line}, column camid: {row['camid']!r} is not a whole number.")
     pid = "" if row["pid"] == JUNK_PID else row["pid"]
     camid = int(row["camid"]) if row["camid"] else -1
     return Listed(os.path.abspath(path.parent / row["path"]), pid, camid, row["domain"])

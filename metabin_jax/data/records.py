@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from metabin_jax.runtime.errors import UserError
+
 SPLITS = ("train", "query", "gallery", "all")
 # Domain folder -> split; "." is the domain folder itself.
 SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
@@ -53,17 +55,17 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
         raise FileNotFoundError(f"Data folder {root} does not exist or is not a folder.")
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if next(images(root), None) or set(names) & set(SPLIT_FOLDERS):
-        raise ValueError(
+        raise UserError(
             f"{root} holds the images of one domain, but a folder of domains is expected:"
             " point to its parent folder and choose this domain by name."
         )
     if not names:
-        raise ValueError(f"{root} holds no domain: give the images of each domain a sub-folder of their own.")
+        raise UserError(f"{root} holds no domain: give the images of each domain a sub-folder of their own.")
     missing = [d for d in domains if d not in names]
     if missing:
         raise FileNotFoundError(f"Domain {missing[0]!r} is not in {root}, which holds: {', '.join(names)}.")
     if len(set(domains)) < len(domains):
-        raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
+        raise UserError(f"The list of domains names one twice: {', '.join(domains)}.")
     return [record for domain in domains or names for record in read_domain(root / domain, domain)]
 
 
@@ -86,10 +88,10 @@ def read_csv(path: str | Path) -> list[Record]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [_check_row(row, path, line) for line, row in _rows(file, path)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
     rows = [row for row in rows if row["pid"] != JUNK_PID]
     if not rows:
-        raise ValueError(f"{path} lists no image: add rows below the header.")
+        raise UserError(f"{path} lists no image: add rows below the header.")
     pids: dict[str, dict[str, int]] = {}
     for domain, pid in sorted({(row["domain"], row["pid"]) for row in rows}):
         known = pids.setdefault(domain, {NOBODY_PID: 0})
@@ -123,18 +125,18 @@ def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str)
     return [(path, match) for path, match in matches if match]
 
 
-def name_error(wrong: Sequence[Path], form: str) -> ValueError:
+def name_error(wrong: Sequence[Path], form: str) -> UserError:
     """One sentence for all wrong file names: the first, and how many there are."""
     how_many = f" ({len(wrong)} such names in all)" if len(wrong) > 1 else ""
-    return ValueError(
+    return UserError(
         f"{wrong[0]}: the file name does not start with {form}{how_many}:"
         " rename it, or list the images in a CSV manifest (path,pid,camid,domain)."
     )
 
 
-def listed_error(missing: Sequence[Path]) -> ValueError:
+def listed_error(missing: Sequence[Path]) -> UserError:
     """One sentence for all images that a list of the set names and that are not there."""
-    return ValueError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
+    return UserError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
 
 
 def read_domain(folder: Path, domain: str) -> list[Record]:
@@ -146,7 +148,7 @@ def read_domain(folder: Path, domain: str) -> list[Record]:
         if match[2] != JUNK_PID
     ]
     if not records:
-        raise ValueError(
+        raise UserError(
             f"Domain folder {folder} holds no image ({', '.join(EXTENSIONS)}), neither itself nor in"
             f" {', '.join(list(SPLIT_FOLDERS)[1:])}: fill it, remove it, or leave this domain out."
         )
@@ -158,7 +160,7 @@ def _rows(file: Iterator[str], path: Path) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(file)
     header = reader.fieldnames or []
     if sorted(set(header) - {"split"}) != sorted(REQUIRED_COLUMNS) or len(set(header)) < len(header):
-        raise ValueError(
+        raise UserError(
             f"{path}: the header must be path,pid,camid,domain or these and split, not {','.join(header)!r}."
         )
     for row in reader:
@@ -166,11 +168,11 @@ def _rows(file: Iterator[str], path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _check_row(row: dict, path: Path, line: int) -> dict[str, str]:
-    def fail(column: str, why: str) -> ValueError:
-        return ValueError(f"{path}, line {line}, column {column}: {why}.")
+    def fail(column: str, why: str) -> UserError:
+        return UserError(f"{path}, line {line}, column {column}: {why}.")
 
     if None in row or None in row.values():
-        raise ValueError(f"{path}, line {line}: the number of cells differs from the header's.")
+        raise UserError(f"{path}, line {line}: the number of cells differs from the header's.")
     row = {"split": "all"} | {column: cell.strip() for column, cell in row.items()}
     for column in REQUIRED_COLUMNS:
         if not row[column]:

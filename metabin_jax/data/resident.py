@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metabin_jax.data.pipeline import READ_AHEAD, RawBatch, StepBatches
+from metabin_jax.runtime.errors import UserError
 
 
 class StepRows(NamedTuple):
@@ -61,7 +62,7 @@ def check_fits(num_images: int, size: tuple[int, int], device: Any) -> None:
     needed = num_images * height * width * 3
     limit = (device.memory_stats() or {}).get("bytes_limit")  # a CPU says nothing
     if limit is not None and needed > limit:
-        raise ValueError(
+        raise UserError(
             f"the {num_images} images take {needed / 2**30:.1f} GiB, but JAX may use {limit / 2**30:.1f} GiB of "
             f"{device.device_kind}: train with --config.data.resident=False"
         )

@@ -16,6 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from metabin_jax.runtime.errors import UserError
+
 # One random stream per purpose, so that no draw depends on how much another one consumed.
 BASE, META, META_SPLIT, HELD_OUT = range(4)
 
@@ -65,7 +67,7 @@ class DomainSampler:
         self._ids_of_domain = [np.flatnonzero(domain_of_id == d) for d in range(self.num_domains)]
         for d, ids in enumerate(self._ids_of_domain):
             if len(ids) < ids_per_domain:
-                raise ValueError(
+                raise UserError(
                     f"Domain {_name(d, domain_names)} has {len(ids)} identities to train on, but a batch"
                     f" takes {ids_per_domain} of each domain: leave it out or lower ids_per_domain."
                 )
@@ -102,9 +104,9 @@ class MetaSampler:
     def __init__(self, sampler: DomainSampler, num_meta_train: int):
         num_domains = sampler.num_domains
         if num_domains < 2:
-            raise ValueError("There is one source domain, but meta-learning splits the domains: give two or more.")
+            raise UserError("There is one source domain, but meta-learning splits the domains: give two or more.")
         if not 1 <= num_meta_train < num_domains:
-            raise ValueError(
+            raise UserError(
                 f"num_meta_train is {num_meta_train}, but the {num_domains} domains are split into meta-train"
                 f" and meta-test, at least one each: choose from 1 to {num_domains - 1}."
             )
@@ -142,7 +144,7 @@ class EpochSampler:
         self._seed = seed
         num_ids = len(self._identities.count)
         if num_ids < ids_per_batch:
-            raise ValueError(
+            raise UserError(
                 f"There are {num_ids} identities to train on, but a batch takes {ids_per_batch}:"
                 " lower ids_per_batch or add data."
             )
@@ -211,7 +213,7 @@ def held_out_split(
       ValueError: fraction is out of range, or a domain has fewer than two identities with two images.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
+        raise UserError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
     rng = np.random.default_rng([seed, HELD_OUT])
     held_out = np.zeros(len(pid), bool)
     for d in range(int(domain.max()) + 1):
@@ -220,7 +222,7 @@ def held_out_split(
         _, num_cameras = np.unique(pid_and_camid[:, 0], return_counts=True)
         eligible = rng.permutation(np.flatnonzero(num_images >= 2))
         if len(eligible) < 2:
-            raise ValueError(
+            raise UserError(
                 f"Domain {_name(d, domain_names)} has {len(eligible)} identities with two or more images, but"
                 " two must be held out: hold nothing out or leave the domain out."
             )

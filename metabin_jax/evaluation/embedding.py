@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.augment import normalise
-from metabin_jax.devices import Placement
+from metabin_jax.runtime.devices import Placement
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metabin_jax.runtime.errors import UserError
+
 # Rows whose values are looked at together, so that no mask of the features' size is made.
 _CHUNK_ROWS = 4096
 
@@ -26,7 +28,7 @@ def check_features(query_QD: ArrayLike, gallery_GD: ArrayLike) -> tuple[NDArray,
         finite = [np.isfinite(feature_ND[start : start + _CHUNK_ROWS]).all(axis=1) for start in starts]
         bad = np.flatnonzero(~np.concatenate(finite)) if finite else np.array([])
         if bad.size:
-            raise ValueError(f"the feature of {name} {bad[0]} is not finite ({bad.size} such rows): check the weights.")
+            raise UserError(f"the feature of {name} {bad[0]} is not finite ({bad.size} such rows): check the weights.")
     return query_QD, gallery_GD
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metabin_jax.devices import Placement
 from metabin_jax.evaluation.device import device_places, distance_tile, has_nan, write_tile
 from metabin_jax.evaluation.inputs import Labels, check_features
+from metabin_jax.runtime.devices import Placement
 
 METRICS = ("cosine", "euclidean")
 

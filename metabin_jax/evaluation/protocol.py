@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import reranking
 from metabin_jax.evaluation.metrics import RetrievalMetrics, rank_metrics, retrieval_metrics
+from metabin_jax.runtime.errors import UserError
 
 CameraPolicy = Literal["cross-camera", "ignore"]
 
@@ -44,10 +45,10 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
       ValueError: unknown policy, more than one domain, no query or no gallery.
     """
     if policy not in get_args(CameraPolicy):
-        raise ValueError(f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}.")
+        raise UserError(f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}.")
     domains = sorted({record.domain for record in records})
     if len(domains) != 1:
-        raise ValueError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
+        raise UserError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
 
     split = np.array([record.split for record in records])
     pid = np.array([record.pid for record in records], np.int64)
@@ -63,7 +64,7 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     query_row, gallery_row = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
     for name, row in (("query", query_row), ("gallery", gallery_row)):
         if row.size == 0:
-            raise ValueError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
+            raise UserError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
     return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
 
 
@@ -86,7 +87,7 @@ def ranking_metrics(
       ValueError: as those; a metric other than cosine with re-ranking or query expansion, which know only directions.
     """
     if (rerank or query_expansion) and metric != "cosine":
-        raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
+        raise UserError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
     if query_expansion:
         query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
     if rerank:

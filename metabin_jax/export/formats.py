@@ -19,6 +19,7 @@ from jax import export
 from numpy.typing import NDArray
 
 from metabin_jax.export.inference import embedder
+from metabin_jax.runtime.errors import UserError
 
 Images = NDArray[np.uint8]
 Embed = Callable[[Images], NDArray[np.float32]]
@@ -45,7 +46,7 @@ class Format(NamedTuple):
         """Raises ValueError where a package is missing."""
         missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
         if missing:
-            raise ValueError(f"--to={name} needs {' and '.join(missing)}: {self.install}")
+            raise UserError(f"--to={name} needs {' and '.join(missing)}: {self.install}")
 
 
 def write_stablehlo(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:

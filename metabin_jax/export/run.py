@@ -8,16 +8,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from metabin_jax.build import checked, load_images, model_of
-from metabin_jax.checkpoint import Checkpoints
-from metabin_jax.compilation import use_compilation_cache
 from metabin_jax.data import synthetic
 from metabin_jax.data.records import Record
-from metabin_jax.evaluate import read_targets
 from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
 from metabin_jax.export.formats import FORMATS, Embed
-from metabin_jax.files import check_writable, whole
+from metabin_jax.runtime.compilation import use_compilation_cache
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.files import check_writable, whole
+from metabin_jax.training.build import checked, load_images, model_of
+from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training.evaluate import read_targets
 
 DRAWN = ("underpass",)  # what a net is tried on when its config names no domain to evaluate on
 BATCH = 64
@@ -49,7 +50,7 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
     FORMATS[to].tolerance. Raises ValueError or FileNotFoundError, with one sentence, and leaves nothing then.
     """
     if to not in FORMATS:
-        raise ValueError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
+        raise UserError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
     FORMATS[to].check_installed(to)
     output = check_writable(output)
     use_compilation_cache()
@@ -68,7 +69,7 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
             trials = [_try(exported, embed(model, variables, d.image_NHWC, BATCH), d) for d in domains]
         difference = max((trial.difference for trial in trials), key=lambda d: (np.isnan(d), d))
         if not difference <= FORMATS[to].tolerance:
-            raise ValueError(
+            raise UserError(
                 f"the {to} file differs from JAX by {difference:.1e} in an embedding, more than "
                 f"{FORMATS[to].tolerance:.0e}: {output} was not written"
             )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from metabin_jax.platforms import by_platform
+from metabin_jax.runtime.platforms import by_platform
 
 Array = jax.Array
 Convolution = Callable[[Array, Array], Array]  # (x_NHWC, kernel) -> y_NHWC

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from metabin_jax import norm as norms
 from metabin_jax.models.mobilenetv2 import MobileNetV2, Stage
 from metabin_jax.models.resnet import ResNet50
+from metabin_jax.runtime.errors import UserError
 
 MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, keeps one
 # Small nets of the paper's kind: `stem` only shows that a training runs, `tiny` is for tests, `small` to train from
@@ -80,10 +81,10 @@ def create(
     elif name == "resnet50":
         backbone = ResNet50
     else:
-        raise ValueError(
+        raise UserError(
             f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, resnet50, "
             f"small, tiny or stem; got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
-        raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
+        raise UserError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
     return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)

@@ -1,4 +1,7 @@
-"""What a training needs of a GPU, known from compiling it for one that need not be there."""
+"""The memory that a training needs on a GPU, found by compiling its real step for a card that need not be there.
+
+A tool: only the command line imports it.
+"""
 
 from metabin_jax.plan.run import find_target, measure, plan, sketch
 

@@ -14,15 +14,16 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from metabin_jax import config as configuration
-from metabin_jax.build import Run, build_learner, build_samplers
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.pipeline import RawBatch, StepBatches
-from metabin_jax.devices import Placement, shapes_on
 from metabin_jax.norm import _Norm
 from metabin_jax.plan.communication import LINKS, Work, explain, find_collectives
 from metabin_jax.plan.program import Buffer, Program
-from metabin_jax.train import check_divisible, make_step
+from metabin_jax.runtime.devices import Placement, shapes_on
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.training import config as configuration
+from metabin_jax.training.build import Run, build_learner, build_samplers
+from metabin_jax.training.train import check_divisible, make_step
 
 # Autotuning would time kernels on the card, which is not there.
 OPTIONS = {"xla_gpu_autotune_level": 0}
@@ -83,9 +84,9 @@ def find_target(name: str) -> Target:
     """Raises ValueError for a card that is not described, and where JAX cannot compile for any."""
     cards = targets()
     if name not in cards:
-        raise ValueError(f"--target must be one of {', '.join(cards)}; got {name!r}")
+        raise UserError(f"--target must be one of {', '.join(cards)}; got {name!r}")
     if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
-        raise ValueError("metabin plan needs JAX's compiler for CUDA: install metabin_jax[cuda]; no GPU is needed")
+        raise UserError("metabin plan needs JAX's compiler for CUDA: install metabin_jax[cuda]; no GPU is needed")
     return cards[name]
 
 
@@ -105,7 +106,7 @@ def sketch(config: ConfigDict, num_ids: int, num_domains: int = 5) -> Run:
     Raises ValueError for a config that cannot work.
     """
     if min(num_ids, num_domains) < 1:
-        raise ValueError(f"there must be identities and domains, got {num_ids} and {num_domains}")
+        raise UserError(f"there must be identities and domains, got {num_ids} and {num_domains}")
     config = config.copy_and_resolve_references()
     config.data.source = "synthetic"  # nothing is read, so that nothing needs to be there
     configuration.check(config)
@@ -165,7 +166,7 @@ def measure(run: Run, target: Target, devices: int = 1) -> Needs:
     program = Program.parse(compiled.as_text())
     problems = program.problems()
     if problems:
-        raise ValueError(f"the training step has {len(problems)} of what must not be there, first: {problems[0]}")
+        raise UserError(f"the training step has {len(problems)} of what must not be there, first: {problems[0]}")
     memory, kernels = compiled.memory_analysis(), program.kernels()
     sizes = [size for passes in maps.values() for size in passes]
     return Needs(
@@ -188,7 +189,7 @@ def plan(config: ConfigDict, target: Target, num_ids: int, num_domains: int, dev
     `measure`.
     """
     if devices < 1:
-        raise ValueError(f"--devices must be 1 or more, got {devices}")
+        raise UserError(f"--devices must be 1 or more, got {devices}")
     runs = [(name, sketch(variant, num_ids, num_domains)) for name, variant in variants(config)]
     check_divisible(runs[0][1], devices)
     data, images = config.data, " + ".join(str(len(batch.pid)) for batch in batch_shapes(runs[0][1]) if batch)

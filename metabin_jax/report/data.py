@@ -9,15 +9,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from metabin_jax import build
-from metabin_jax.benchmark.statistics import Summary, summarise
-from metabin_jax.checkpoint import Checkpoints
-from metabin_jax.compilation import use_compilation_cache
-from metabin_jax.evaluate import domain_splits, read_targets
 from metabin_jax.evaluation import embed
+from metabin_jax.evaluation.statistics import Summary, summarise
+from metabin_jax.models.rho import Layer, rho_layers
 from metabin_jax.report.domain import Domain, examine
-from metabin_jax.rho import Layer, rho_layers
-from metabin_jax.runlog import read_json, read_rows, settings
+from metabin_jax.runtime.compilation import use_compilation_cache
+from metabin_jax.runtime.files import read_json
+from metabin_jax.runtime.runlog import read_rows
+from metabin_jax.training import build
+from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training.evaluate import domain_splits, read_targets
+from metabin_jax.training.workdir import settings
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from metabin_jax.benchmark.run import TargetResult, evaluate_target
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import QueryGallery, RetrievalMetrics, distance, query_expansion, query_gallery, rerank
 from metabin_jax.evaluation.metrics import distance_blocks
+from metabin_jax.evaluation.targets import TargetResult, evaluate_target
 
 Mark = Literal["correct", "wrong", "same-camera"]
 

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
 
-from metabin_jax.config import PRESETS, metabin
-from metabin_jax.files import check_writable
+from metabin_jax.models.rho import RHO_BINS
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
-from metabin_jax.rho import RHO_BINS
-from metabin_jax.runlog import settings, write_text
+from metabin_jax.runtime.files import check_writable, write_text
+from metabin_jax.training.config import PRESETS, metabin
+from metabin_jax.training.workdir import settings
 
 MOST_NAMED = 100  # queries without a match
 

@@ -1,0 +1,291 @@
+"""The published data sets: recognised by their folders, read into Records, checked against their published counts."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from metabin_jax.data.records import Record, is_distractor
+from metabin_jax.data.sets import cuhk, readers
+from metabin_jax.runtime.errors import UserError
+
+MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+MSMT17_LISTS = tuple(readers.MSMT17_LISTS)
+CUHK03_FOLDERS = ("cuhk03", "cuhk03release")
+CUHK03_MAT_AT = (cuhk.CUHK03_MAT, f"{cuhk.CUHK03_RELEASE}/{cuhk.CUHK03_MAT}")
+NEW_PROTOCOL_AT = (cuhk.NEW_PROTOCOL, f"{cuhk.CUHK03_RELEASE}/{cuhk.NEW_PROTOCOL}")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set; its name is the domain of its records.
+
+    folders: accepted names of its folder or of one within it, in lower case without punctuation. layouts: what its
+    root holds, as globs all of which match something; alternatives. published: some of the entries of `counts`, those
+    of a split as "train ids". raw: what the root holds instead where the images are not files of their own yet,
+    alternatives like layouts. part_of: the set whose images these are; a folder that holds both is taken for that one
+    unless this one is asked for. note: what else to say where the counts differ.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    layouts: tuple[tuple[str, ...], ...]
+    read: Callable[[Path, str], list[Record]]
+    published: Mapping[str, int]
+    raw: tuple[tuple[str, ...], ...] = ()
+    part_of: str = ""
+    note: str = ""
+
+    def is_at(self, root: Path) -> bool:
+        return _holds(root, self.layouts + self.raw)
+
+    def is_raw(self, root: Path) -> bool:
+        """Whether the set at `root` has to be extracted first (see `extraction`)."""
+        return not _holds(root, self.layouts)
+
+    def __str__(self) -> str:
+        layouts = " or ".join(", ".join(layout) for layout in self.layouts + self.raw)
+        return f"{self.name} (below {' or '.join(self.folders)}: {layouts})"
+
+
+# Published counts: the sum over all splits, without junk and distractors, and that of each official split. They are
+# those of the papers named at the readers, for CUHK03's new protocol those its authors published with it
+# (github.com/zhunzhong07/person-re-ranking); for PRID2011 the single-shot version.
+SETS = {
+    data_set.name: data_set
+    for data_set in (
+        DataSet(
+            "cuhk01",
+            ("cuhk01",),
+            ((f"campus/{7 * '[0-9]'}.*",),),
+            cuhk.read_cuhk01,
+            {"ids": 971, "images": 3_884},
+        ),
+        DataSet(
+            "cuhk02",
+            ("cuhk02", "dataset"),
+            (tuple(f"P{pair}/cam{camera}" for pair in cuhk.PAIRS for camera in (1, 2)),),
+            cuhk.read_cuhk02,
+            {"ids": 1_816, "images": 7_264},
+        ),
+        DataSet(
+            "cuhk03",
+            CUHK03_FOLDERS,
+            ((cuhk.CUHK03_IMAGES,),),
+            cuhk.read_cuhk03,
+            {"ids": 1_467, "images": 14_097},
+            raw=tuple((place,) for place in CUHK03_MAT_AT),
+        ),
+        DataSet(
+            "market1501",
+            ("market1501", "market1501v150915"),
+            (MARKET_FOLDERS,),
+            readers.read_market,
+            {"ids": 1_501, "images": 29_419, "distractors": 2_798}
+            | {"train ids": 751, "train images": 12_936, "query ids": 750, "query images": 3_368}
+            | {"gallery ids": 750, "gallery images": 13_115},
+        ),
+        DataSet(
+            "dukemtmcreid",
+            ("dukemtmcreid", "dukemtmc"),
+            (MARKET_FOLDERS,),
+            readers.read_market,
+            {"ids": 1_812, "images": 36_411}
+            | {"train ids": 702, "train images": 16_522, "query ids": 702, "query images": 2_228}
+            | {"gallery ids": 1_110, "gallery images": 17_661},
+        ),
+        DataSet(
+            "cuhk03np",
+            ("cuhk03np", "detected", *CUHK03_FOLDERS),
+            (MARKET_FOLDERS, *((cuhk.CUHK03_IMAGES, place) for place in NEW_PROTOCOL_AT)),
+            cuhk.read_cuhk03np,
+            {"ids": 1_467, "images": 14_097}
+            | {"train ids": 767, "train images": 7_365, "query ids": 700, "query images": 1_400}
+            | {"gallery ids": 700, "gallery images": 5_332},
+            raw=tuple((mat, place) for mat in CUHK03_MAT_AT for place in NEW_PROTOCOL_AT),
+            part_of="cuhk03",
+        ),
+        DataSet(
+            "cuhksysu",
+            ("cuhksysu", "dataset"),
+            (("cropped_image",),),
+            cuhk.read_cuhksysu,
+            {"ids": 11_934, "images": 34_574},
+            raw=((cuhk.CUHKSYSU_SCENES, cuhk.CUHKSYSU_MAT),),
+        ),
+        DataSet(
+            "msmt17",
+            ("msmt17", "msmt17v1", "msmt17v2"),
+            (("train", "test", *MSMT17_LISTS), ("mask_train_v2", "mask_test_v2", *MSMT17_LISTS)),
+            readers.read_msmt17,
+            {"ids": 4_101, "images": 126_441}
+            | {"train ids": 1_041, "train images": 32_621, "query ids": 3_060, "query images": 11_659}
+            | {"gallery ids": 3_060, "gallery images": 82_161},
+        ),
+        DataSet(
+            "viper",
+            ("viper", "viperv10"),
+            (("cam_a/[0-9]*_*", "cam_b/[0-9]*_*"),),
+            readers.read_viper,
+            {"ids": 632, "images": 1_264},
+        ),
+        DataSet(
+            "prid2011",
+            ("prid2011",),
+            (("single_shot/cam_a", "single_shot/cam_b"), ("multi_shot/cam_a", "multi_shot/cam_b")),
+            readers.read_prid2011,
+            {"ids": 934, "images": 1_134},
+            note="These are the counts of single_shot; multi_shot, read where that is missing, has more images of"
+            " each person.",
+        ),
+        DataSet(
+            "grid",
+            ("grid", "undergroundreid"),
+            (("probe/[0-9]*_*", "gallery/[0-9]*_*"),),
+            readers.read_grid,
+            {"ids": 250, "images": 500, "distractors": 775},
+        ),
+        DataSet(
+            "ilids",
+            ("qmulilids", "ilids", "ilidspedestrian"),
+            ((f"images/{7 * '[0-9]'}.*",), (f"Persons/{7 * '[0-9]'}.*",)),
+            readers.read_ilids,
+            {"ids": 119, "images": 476},
+        ),
+    )
+}
+
+
+class SingleShot(NamedTuple):
+    """Sizes of a split: persons with an image on both sides, how many of them are tested, images in the gallery."""
+
+    persons: int
+    test: int
+    gallery: int
+
+
+SINGLE_SHOT = {
+    "viper": SingleShot(632, 316, 316),
+    "prid2011": SingleShot(200, 100, 649),  # of view b, 549 distractors
+    "grid": SingleShot(250, 125, 900),  # 775 distractors
+    "ilids": SingleShot(119, 60, 60),
+}
+
+
+def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
+    """Recognises the one data set that a folder holds: (the set, its root, which is the folder or one below it).
+
+    The folder itself counts whatever its name, folders below it if theirs is one of a set's names. Where two sets
+    share a layout (Market-1501 and DukeMTMC-reID), the folder's name decides.
+
+    Args:
+      name: which of SETS is sought, perhaps beside others; any if empty.
+
+    Raises:
+      FileNotFoundError: path is not a folder.
+      ValueError: unknown name; there is no such data set (lists what was looked for), or there may be several (lists
+        them).
+    """
+    if name and name not in SETS:
+        raise UserError(f"There is no data set {name!r}; known are {', '.join(SETS)}.")
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"Data folder {path} does not exist or is not a folder.")
+    names = [name] if name else list(SETS)
+    found = [(data_set, root) for data_set, root in _all_at(path) if data_set.name in names]
+    found = [(data_set, root) for data_set, root in found if (SETS.get(data_set.part_of), root) not in found]
+    if not found:
+        sought = "; ".join(str(SETS[name]) for name in names)
+        raise UserError(f"{path} does not hold, itself or below, what was looked for: {sought}.")
+    if len(found) > 1:
+        candidates = ", ".join(f"{data_set.name} in {root}" for data_set, root in found)
+        raise UserError(
+            f"{path} may hold {candidates}: point to one folder, named as its set, or above one that is your own."
+        )
+    return found[0]
+
+
+def recognised(path: str | Path) -> bool:
+    """Whether a folder holds, itself or below, what looks like a known data set."""
+    return bool(_all_at(Path(path)))
+
+
+def names_at(path: str | Path) -> list[str]:
+    """The sets that a folder holds, itself or below, or may hold where two share a layout; none if it is no folder."""
+    return list(dict.fromkeys(data_set.name for data_set, _ in _all_at(Path(path)))) if Path(path).is_dir() else []
+
+
+def read_set(name: str, path: str | Path) -> list[Record]:
+    """Reads the data set `name` (one of SETS) from its own folder or from one that holds it, perhaps beside others.
+
+    Returns:
+      Its records, with `name` as their domain; junk left out, distractors (see `counts`) kept.
+
+    Raises:
+      FileNotFoundError: path is not a folder.
+      ValueError: unknown name; the set is not there, or more than once; it has no image, or wrong file names; its
+        images have to be extracted first.
+    """
+    data_set, root = find(path, name)
+    if data_set.is_raw(root):
+        raise UserError(f"{root} holds {name} as it was published: run metabin prepare, which extracts its images.")
+    records = data_set.read(root, name)
+    if not records:
+        raise UserError(f"{root} has the folders of {name} but no image in them: unpack the set again.")
+    return records
+
+
+def counts(records: Sequence[Record]) -> dict:
+    """What there is: {"ids", "images", "cameras", "distractors", "splits": {split: {"ids", "images", "cameras"}}}.
+
+    All ints. A distractor is a gallery image of pid 0 (Market-1501's mark, and GRID's); it counts as nothing else.
+    """
+    people = [record for record in records if not is_distractor(record)]
+    splits = sorted({record.split for record in people})
+    return {
+        **_count(people),
+        "distractors": len(records) - len(people),
+        "splits": {split: _count([record for record in people if record.split == split]) for split in splits},
+    }
+
+
+def check_counts(data_set: DataSet, records: Sequence[Record]) -> None:
+    """Raises ValueError where `counts` differ from the published ones, with both, and `data_set.note`."""
+    found = counts(records)
+    for split, numbers in found["splits"].items():
+        found |= {f"{split} {key}": number for key, number in numbers.items()}
+    wrong = [key for key, number in data_set.published.items() if found.get(key, 0) != number]
+    if wrong:
+        raise UserError(
+            f"{data_set.name}: found {', '.join(f'{found.get(key, 0):,} {key}' for key in wrong)} where"
+            f" {', '.join(f'{data_set.published[key]:,} {key}' for key in wrong)} are published:"
+            f" the copy is incomplete, changed, or of another version. {data_set.note}".rstrip()
+        )
+
+
+def _count(records: Sequence[Record]) -> dict[str, int]:
+    return {
+        "ids": len({(record.domain, record.pid) for record in records}),
+        "images": len(records),
+        "cameras": len({(record.domain, record.camid) for record in records}),
+    }
+
+
+def _all_at(path: Path) -> list[tuple[DataSet, Path]]:
+    """Every set at `path` or, if there is none, below it. Does not look below a set for a set."""
+    own = [data_set for data_set in SETS.values() if data_set.is_at(path)]
+    if own:
+        return [(data_set, path) for data_set in own if _plain(path) in data_set.folders] or [(s, path) for s in own]
+    known = {folder for data_set in SETS.values() for folder in data_set.folders}
+    below = sorted(child for child in path.iterdir() if _plain(child) in known and child.is_dir())
+    return [found for child in below for found in _all_at(child)]
+
+
+def _plain(folder: Path) -> str:
+    return re.sub(r"[\W_]", "", Path(os.path.abspath(folder)).name.lower())
+
+
+def _holds(root: Path, layouts: tuple[tuple[str, ...], ...]) -> bool:
+    return any(all(any(root.glob(part)) for part in layout) for layout in layouts)

@@ -1,0 +1,146 @@
+"""Readers of the sets of the Chinese University of Hong Kong, as described in `readers`: (root, domain) -> Records.
+
+CUHK02, CUHK03 and CUHK-SYSU give every image their own number; two of them come in forms that `extraction` turns into
+images first.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from metabin_jax.data.records import Record, listed_error, match_names, name_error, read_domain
+from metabin_jax.runtime.errors import UserError
+
+PAIRS = range(1, 6)
+PAIR_PID = 10_000  # numbers within a pair have at most four digits
+CUHK03_RELEASE = "cuhk03_release"  # the folder of CUHK03's archive
+CUHK03_MAT = "cuhk-03.mat"
+CUHK03_IMAGES = "images_detected"
+NEW_PROTOCOL = "cuhk03_new_protocol_config_detected.mat"
+NEW_PROTOCOL_SPLITS = {"train_idx": "train", "query_idx": "query", "gallery_idx": "gallery"}
+CUHKSYSU_SCENES = "Image/SSM"
+CUHKSYSU_MAT = "annotation/Person.mat"
+CUHK01_NAME = re.compile(r"campus/(\d{4})00([1-4])\.")
+CUHK02_NAME = re.compile(r"P(\d)/cam(\d)/(\d{1,4})_")
+CUHK03_NAME = re.compile(rf"{CUHK03_IMAGES}/([1-5])_(\d{{1,4}})_([12])_\d+\.")
+CUHK03_FORM = "<pair>_<pid>_<view>_<n> as in 1_001_1_01.png"
+CUHKSYSU_NAME = re.compile(r"cropped_image/p(\d+)_n\d+_s\d+_hard[01]\.")
+
+
+def read_cuhk01(root: Path, domain: str) -> list[Record]:
+    """CUHK01 (Li, Zhao and Wang, ACCV 2012): campus/0001001.png, four digits of pid, three of a count.
+
+    Images 1 and 2 of a person are of one camera (camid 1), images 3 and 4 of the other (camid 2). Split "all": the
+    splits that people compare are drawn by a protocol.
+    """
+    form = "seven digits (pid 4, count 3, from 001 to 004) as in 0001001.png"
+    found = match_names(root, ["campus"], CUHK01_NAME, form)
+    return [Record(str(path), int(m[1]), (int(m[2]) + 1) // 2, domain, "all") for path, m in found]
+
+
+def read_cuhk02(root: Path, domain: str) -> list[Record]:
+    """CUHK02 (Li and Wang, CVPR 2013): P1..P5/cam1|cam2/001_1.png, the identity before the first "_".
+
+    Identities and cameras are counted anew in each pair: pid is 10000 * pair + number, camid 1..10.
+    """
+    found = match_names(
+        root,
+        [f"P{pair}/cam{camera}" for pair in PAIRS for camera in (1, 2)],
+        CUHK02_NAME,
+        "<pid>_ as in 001_1.png",
+    )
+    return [_of_pair(path, int(m[1]), int(m[2]), int(m[3]), domain) for path, m in found]
+
+
+def read_cuhk03(root: Path, domain: str) -> list[Record]:
+    """CUHK03 (Li et al., CVPR 2014), detected boxes: images_detected/{pair}_{pid}_{view}_{n}.png as in 1_001_1_01.png.
+
+    pid and camid as for CUHK02. All of split "all": the 20 random splits stand in cuhk-03.mat, and the later one is
+    read by `read_cuhk03np`.
+    """
+    found = match_names(root, [CUHK03_IMAGES], CUHK03_NAME, CUHK03_FORM)
+    return [_of_pair(path, int(m[1]), int(m[3]), int(m[2]), domain) for path, m in found]
+
+
+def read_cuhk03np(root: Path, domain: str) -> list[Record]:
+    """The new protocol of CUHK03 (Zhong et al., CVPR 2017) on detected boxes: 767 identities to train, 700 to test.
+
+    Either as its authors repacked it, in Market-1501's folders (0003_c1_8.png), or as CUHK03's images_detected beside
+    their list: filelist (names of images), labels (pids), and train_idx, query_idx, gallery_idx, which count from 1.
+    camid is 1 or 2 in both, the view within the camera pair, for a person is seen by one pair only.
+
+    Raises:
+      ValueError: a name does not fit; the list is damaged, or names an image that is not there.
+    """
+    if not (root / CUHK03_IMAGES).is_dir():
+        return read_domain(root, domain)
+    names, labels, of_split = read_new_protocol(root)
+    records = []
+    for split, rows in of_split.items():
+        for name, pid in sorted((names[row], labels[row]) for row in rows):
+            image = f"{CUHK03_IMAGES}/{name}"
+            match = CUHK03_NAME.match(image)
+            if match is None:
+                raise name_error([in_release(root, NEW_PROTOCOL) / name], CUHK03_FORM)
+            records.append(Record(str(root / image), pid, int(match[3]), domain, split))
+    there = {entry.name for entry in (root / CUHK03_IMAGES).iterdir()}
+    if missing := [Path(record.path) for record in records if Path(record.path).name not in there]:
+        raise listed_error(missing)
+    return records
+
+
+def read_cuhksysu(root: Path, domain: str) -> list[Record]:
+    """CUHK-SYSU (Xiao et al., CVPR 2017) as crops: cropped_image/p00001_n01_s00001_hard0.png.
+
+    The set was filmed with hand-held cameras and taken from films: no camera is known. Each image is its own camera
+    (1, 2, ... in the order of the names), so that every other image of its identity counts as another view: nothing
+    but the image itself is dropped in an evaluation, and no identity looks as if one camera alone had seen it.
+    """
+    form = "p<pid>_n<n>_s<scene>_hard<0 or 1> as in p00001_n01_s00001_hard0.png"
+    found = match_names(root, ["cropped_image"], CUHKSYSU_NAME, form)
+    return [Record(str(path), int(m[1]), camid, domain, "all") for camid, (path, m) in enumerate(found, start=1)]
+
+
+def in_release(root: Path, name: str) -> Path:
+    """Where a file of CUHK03 is: in the folder of the archive below root, or in root itself."""
+    inside = root / CUHK03_RELEASE / name
+    return inside if inside.is_file() else root / name
+
+
+def read_new_protocol(root: Path) -> tuple[list[str], list[int], dict[str, list[int]]]:
+    """The list of CUHK03's new protocol: names and labels of all images, and {split: their rows}, from 0."""
+    return load_mat(in_release(root, NEW_PROTOCOL), _new_protocol)
+
+
+def load_mat(path: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `parse` makes of a MATLAB file (not of version 7.3), whose structures are dicts and cells are arrays.
+
+    Raises ValueError if the file cannot be read or `parse` does not find in it what it looks for.
+    """
+    try:
+        return parse(scipy.io.loadmat(path, simplify_cells=True))
+    except Exception as error:  # damaged files make scipy raise nearly anything
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is damaged or another file than its name says ({reason}): get it again.") from error
+
+
+def _new_protocol(content: dict[str, Any]) -> tuple[list[str], list[int], dict[str, list[int]]]:
+    names = [str(name) for name in np.atleast_1d(content["filelist"])]
+    labels = [int(label) for label in np.atleast_1d(content["labels"])]
+    of_split = {split: [int(i) - 1 for i in np.atleast_1d(content[key])] for key, split in NEW_PROTOCOL_SPLITS.items()}
+    if len(names) != len(labels):
+        raise UserError(f"{len(names)} names and {len(labels)} labels")
+    people = [name.rsplit("_", 2)[0] for name in names]  # <pair>_<pid>
+    if not len(set(people)) == len(set(labels)) == len(set(zip(people, labels, strict=True))):
+        raise UserError("the labels and the persons in the names do not correspond")
+    if outside := [row + 1 for rows in of_split.values() for row in rows if not 0 <= row < len(names)]:
+        raise UserError(f"index {outside[0]} among {len(names)} images")
+    return names, labels, of_split
+
+
+def _of_pair(path: Path, pair: int, camera: int, number: int, domain: str) -> Record:
+    return Record(str(path), PAIR_PID * pair + number, 2 * (pair - 1) + camera, domain, "all")

@@ -1,0 +1,85 @@
+"""Prepared data sets: a few ArrayRecord files per set, written once by `prepare`, in place of its many images.
+
+A prepared set is the folder DATA_DIR/reid/NAME/VERSION, which takes its name only when it is complete.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from metabin_jax.data.records import SPLITS, Record
+from metabin_jax.data.sets import catalogue
+
+NAME = "reid"
+VERSION = "1.0.0"
+LABELS = "metadata.json"  # tfds writes it before the folder takes its name
+TFDS_SPLITS = {split: split for split in SPLITS} | {"all": "all_images"}  # tfds keeps "all" for itself
+OUR_SPLITS = {theirs: ours for ours, theirs in TFDS_SPLITS.items()}
+
+
+def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
+    """The records of the prepared `domains`, in this order, or of all, sorted by name; opens no image.
+
+    A record's path is that below its set's root, below the set's folder in data_dir.
+
+    Raises:
+      FileNotFoundError: a domain is not prepared, or none is.
+    """
+    data_dir = Path(data_dir).expanduser()
+    present = sorted(path.parent.parent.name for path in (data_dir / NAME).glob(f"*/{VERSION}/{LABELS}"))
+    missing = [domain for domain in domains if domain not in present]
+    if missing or not present:
+        what = "NAME" if not missing else missing[0] if missing[0] in catalogue.SETS else "folder"
+        raise FileNotFoundError(
+            f"{f'{missing[0]!r} is not' if missing else 'nothing is'} prepared in {data_dir}, which holds"
+            f" {', '.join(present) or 'no set'}: run metabin prepare {what} --manual_dir=DIR --data_dir={data_dir}"
+        )
+    folders = [(folder_of_set(domain, data_dir), domain) for domain in domains or present]
+    return [record for folder, domain in folders for record in _records(_labels(folder), folder, domain)]
+
+
+class Images:
+    """The images of records that `read` returned, for `cache.load_images`."""
+
+    def __init__(self, records: Sequence[Record]):
+        import tensorflow_datasets as tfds  # slow, so late
+
+        self._places: dict[Record, tuple[Sequence, int]] = {}  # an ArrayRecord source and a row of it
+        self._stamps: dict[Record, str] = {}
+        for domain, folder in sorted({(record.domain, _folder_of(record)) for record in records}):
+            builder = tfds.builder_from_directory(folder)
+            sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
+            rows = dict.fromkeys(SPLITS, 0)
+            labels = _labels(folder)
+            for record, path in zip(_records(labels, folder, domain), labels["path"], strict=True):
+                self._places[record] = (sources[TFDS_SPLITS[record.split]], rows[record.split])
+                self._stamps[record] = f"{path}\0{record.split}\0{labels['digest']}"
+                rows[record.split] += 1
+
+    def stamp(self, record: Record) -> str:
+        """Changes with the prepared set, and not with the place where it is."""
+        return self._stamps[record]
+
+    def open(self, record: Record) -> io.BytesIO:
+        """The image file as it was."""
+        source, row = self._places[record]
+        return io.BytesIO(source[row]["image"])
+
+
+def folder_of_set(name: str, data_dir: Path) -> Path:
+    return data_dir / NAME / name / VERSION
+
+
+def _folder_of(record: Record) -> str:
+    inner = f"/{NAME}/{record.domain}/{VERSION}"
+    return record.path.rpartition(f"{inner}/")[0] + inner
+
+
+def _labels(folder: str | Path) -> dict:
+    return json.loads((Path(folder) / LABELS).read_text(encoding="utf-8"))
+
+
+def _records(labels: dict, folder: str | Path, domain: str) -> list[Record]:
+    columns = zip(labels["path"], labels["pid"], labels["camid"], labels["split"], strict=True)
+    return [Record(f"{folder}/{path}", pid, camid, domain, split) for path, pid, camid, split in columns]

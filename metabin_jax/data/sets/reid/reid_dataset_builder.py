@@ -1,0 +1,155 @@
+"""The sets of `catalogue.SETS`, and any domain in Market-1501 naming, for tensorflow-datasets without TensorFlow."""
+
+import hashlib
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from metabin_jax.data import cache
+from metabin_jax.data.records import SPLITS, Record, read_domain
+from metabin_jax.data.sets import catalogue, extraction, prepared
+
+IMAGES_PER_SHARD = 20_000
+IMAGES_AT_ONCE = 256  # held in memory
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """tfds.builder("reid/NAME"), once this module is imported; another name is that of a folder in manual_dir.
+
+    An example has image (the file as it was, of any mode), pid, camid, domain, path (below the set's root) and split.
+    Examples come in the order of the readers. `info.metadata` has the labels of all images, in that order, and a
+    digest of all. The tfds splits are named as in `prepared.TFDS_SPLITS`.
+
+    tfds decodes an image by `numpy.asarray`, which for one with a palette gives indices: take the file by
+    decoders={"image": tfds.decode.SkipDecoding()}.
+    """
+
+    name = prepared.NAME
+    VERSION = tfds.core.Version(prepared.VERSION)
+    BUILDER_CONFIGS = [  # noqa: RUF012 (the base class has no ClassVar)
+        tfds.core.BuilderConfig(name=data_set.name, description=str(data_set)) for data_set in catalogue.SETS.values()
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir holds the sets as they were unpacked, or one folder per domain."
+
+    def __init__(self, *, allow_incomplete: bool = False, file_format: Any = "array_record", **kwargs: Any):
+        """allow_incomplete: prepare a set whose counts are not the published ones, too. Others: those of tfds."""
+        self._allow_incomplete = allow_incomplete
+        super().__init__(file_format=file_format, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images of persons, or of anything, under identities and cameras.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "pid": tfds.features.Scalar(np.int64),
+                    "camid": tfds.features.Scalar(np.int64),
+                    "domain": tfds.features.Text(),
+                    "path": tfds.features.Text(),
+                    "split": tfds.features.Text(),
+                }
+            ),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        root, records = self._raw(Path(dl_manager.manual_dir))
+        paths = [Path(record.path).relative_to(root).as_posix() for record in records]
+        self.info.metadata.update(
+            path=paths,
+            pid=[record.pid for record in records],
+            camid=[record.camid for record in records],
+            split=[record.split for record in records],
+        )
+        rows = list(zip(range(len(records)), paths, records, strict=True))
+        of_split = {split: [row for row in rows if row[2].split == split] for split in SPLITS}
+        return {prepared.TFDS_SPLITS[split]: self._generate_examples(rows) for split, rows in of_split.items() if rows}
+
+    def _raw(self, manual_dir: Path) -> tuple[Path, list[Record]]:
+        """The root and the records of the set. Raises ValueError or FileNotFoundError as the readers do."""
+        name = self.builder_config.name
+        if name not in catalogue.SETS:
+            return manual_dir / name, read_domain(manual_dir / name, name)
+        data_set, root = catalogue.find(manual_dir, name)
+        root = extraction.ready(name, root, Path(self.data_dir_root) / "extracted")
+        records = catalogue.read_set(name, root)
+        if not self._allow_incomplete:
+            catalogue.check_counts(data_set, records)
+        return root, records
+
+    def _generate_examples(self, rows: Sequence[tuple[int, str, Record]]) -> Iterator[tuple[int, dict]]:
+        """Yields (place in the set, example), but notes and leaves out what is broken."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the GIL
+            for start in range(0, len(rows), IMAGES_AT_ONCE):
+                part = rows[start : start + IMAGES_AT_ONCE]
+                contents = pool.map(_content, [record.path for _, _, record in part])
+                for (row, path, record), content in zip(part, contents, strict=True):
+                    if content is None:
+                        self._broken.append(record.path)
+                        continue
+                    labels = {
+                        "pid": record.pid,
+                        "camid": record.camid,
+                        "domain": record.domain,
+                        "path": os.fsencode(path),
+                        "split": record.split,
+                    }
+                    self._digest.update(f"{row} {labels} {len(content)} ".encode() + content)
+                    yield row, {"image": content, **labels}
+
+    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
+        """In place of that of tfds, which holds a split in memory and above 1 GB goes on with TensorFlow only."""
+        self._broken: list[str] = []
+        self._digest = hashlib.sha256()
+        splits = self._split_generators(dl_manager)
+        names = self.info.metadata["split"]
+        with tqdm(total=len(names), desc=self.builder_config.name, unit=" images", disable=None) as bar:
+            infos = [
+                self._write(split, _counted(bar, examples), names.count(prepared.OUR_SPLITS[split]))
+                for split, examples in splits.items()
+            ]
+        if self._broken:
+            raise cache.broken_error(self._broken, len(names))
+        self.info.metadata["digest"] = self._digest.hexdigest()
+        return infos
+
+    def _write(self, split: str, examples: Iterator[tuple[int, dict]], number: int) -> tfds.core.SplitInfo:
+        features = self.info.features
+        serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
+        serialized = ((row, serializer.serialize_example(features.encode_example(ex))) for row, ex in examples)
+        template = self._get_filename_template(split)
+        lengths = [min(IMAGES_PER_SHARD, number - start) for start in range(0, number, IMAGES_PER_SHARD)]
+        paths = template.sharded_filepaths(len(lengths))
+        for path, length in zip(paths, lengths, strict=True):
+            try:
+                self._example_writer().write(path, itertools.islice(serialized, length))
+            except RuntimeError as error:  # ArrayRecord's for a full disk and the like
+                raise OSError(f"cannot write {self.builder_config.name}: {error}") from error
+        size = sum(path.stat().length for path in paths)
+        return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
+
+
+def _counted(bar: tqdm, examples: Iterable) -> Iterator:
+    for example in examples:
+        yield example
+        bar.update()
+
+
+def _content(path: str) -> bytes | None:
+    """The file, or None where the cache could not decode it."""
+    try:
+        content = Path(path).read_bytes()
+        cache.upright(io.BytesIO(content))
+    except Exception:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
+        return None
+    return content

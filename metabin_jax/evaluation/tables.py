@@ -1,0 +1,104 @@
+"""Results as plain data, and from that as a console table and as Markdown. What others reported has rows of its own.
+
+"56.9 ± 3.0 [53.1, 60.8]" is, in %, a mean, the deviation over the splits, and the 95 % interval of the mean.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from metabin_jax.evaluation.protocols import Protocol
+from metabin_jax.evaluation.statistics import MEAN, METRICS, Estimate, Summary
+
+HEADER = ("target", "result", *METRICS, "splits", "queries")
+OURS, REPORTED = "ours", "paper (reported)"
+INTERVAL_NOTE = "ours: mean ± deviation over the splits [95 % interval from resampled persons and splits], in %"
+
+
+def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str] = ()) -> dict[str, Any]:
+    """What JSON can hold (None for nan): ours in fractions, what others reported in %, as they did.
+
+    ours: how our numbers came about, for the notes.
+    """
+    # The mean over all of the protocol's targets says nothing about that over some of them.
+    complete = {summary.name for summary in summaries} >= set(protocol.targets)
+    return {
+        "protocol": protocol.name,
+        "results": {
+            summary.name: {
+                **{metric: _data(estimate) for metric, estimate in summary.estimates.items()},
+                "splits": summary.splits,
+                "queries": summary.queries,
+                "unmatched": summary.unmatched,
+            }
+            for summary in summaries
+        },
+        "published_percent": [
+            {
+                "label": f"{REPORTED}: {published.label}",
+                "source": published.source,
+                "results": {
+                    name: dict(numbers)
+                    for name, numbers in {**published.targets, MEAN: published.mean if complete else {}}.items()
+                },
+            }
+            for published in protocol.published
+        ],
+        "notes": [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours), *_notes(protocol, summaries)],
+    }
+
+
+def console(benchmark: Mapping[str, Any]) -> str:
+    """Aligned columns of what `as_dict` returned, the notes below; intervals for R-1 and mAP only, or it gets wide."""
+    rows = [HEADER, *_rows(benchmark, intervals=("R-1", "mAP"))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *benchmark["notes"]]) + "\n"
+
+
+def markdown(benchmark: Mapping[str, Any]) -> str:
+    """A table in GitHub's Markdown of what `as_dict` returned, the notes as a list below."""
+    rows = [HEADER, ("---",) * len(HEADER), *_rows(benchmark, intervals=METRICS)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in benchmark["notes"])]) + "\n"
+
+
+def _notes(protocol: Protocol, summaries: Sequence[Summary]) -> list[str]:
+    """What a reader must know: origin of the splits, queries left out, whose numbers the others are."""
+    lines = [f"splits of {summary.name}: {summary.split_source}" for summary in summaries if summary.split_source]
+    lines += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
+    lines += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]
+    return [*lines, *protocol.withdrawn]
+
+
+def _rows(benchmark: Mapping[str, Any], intervals: Collection[str]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, numbers in benchmark["results"].items():
+        ours = [_ours(numbers[metric], metric in intervals) for metric in METRICS]
+        rows.append((name, OURS, *ours, str(numbers["splits"]), f"{numbers['queries']:,}"))
+        for published in benchmark["published_percent"]:
+            reported = published["results"].get(name)
+            if reported:
+                theirs = [_theirs(reported, metric) for metric in METRICS]
+                rows.append((name, published["label"], *theirs, "", ""))
+    return rows
+
+
+def _ours(estimate: Mapping[str, float | None], with_interval: bool) -> str:
+    percent = {name: 100 * value for name, value in estimate.items() if value is not None}
+    if "mean" not in percent:
+        return "n/a"
+    deviation = f" ± {percent['std']:.1f}" if "std" in percent else ""
+    interval = f" [{percent['low']:.1f}, {percent['high']:.1f}]" if with_interval and "low" in percent else ""
+    return f"{percent['mean']:.1f}{deviation}{interval}"
+
+
+def _theirs(numbers: Mapping[str, Sequence[float | None]], metric: str) -> str:
+    mean, deviation = numbers.get(metric, (None, None))
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _data(estimate: Estimate) -> dict[str, float | None]:
+    return {name: None if value is None or math.isnan(value) else value for name, value in estimate._asdict().items()}

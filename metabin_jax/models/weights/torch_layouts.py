@@ -1,0 +1,154 @@
+"""Whose names a PyTorch state dict bears, and what they are in ours.
+
+A name of theirs becomes the path of our module and PyTorch's leaf: `backbone/stage2_block0/project_norm.running_var`.
+The names are facts looked up in KaiyangZhou/deep-person-reid, pytorch/vision, huggingface/pytorch-image-models,
+tonylins/pytorch-mobilenet-v2 and bismex/MetaBIN.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from metabin_jax.models.mobilenetv2 import STAGES
+from metabin_jax.runtime.errors import UserError
+
+# Of a convolution, a classifier or a norm layer; the released MetaBIN's have branches bat_n and ins_n, and gate is rho.
+LEAVES = (
+    *("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "gate", "ins_n.weight", "ins_n.bias"),
+    *("bat_n.weight", "bat_n.bias", "bat_n.running_mean", "bat_n.running_var", "bat_n.num_batches_tracked"),
+)
+
+
+class Layout(NamedTuple):
+    """The names of one project and net.
+
+    marker: a name that tells it from all layouts after it. modules: those outside of the blocks. block: the pattern of
+    a block's prefix, with its stage and number in it, or its number in the net. inner: a block's modules. first: those
+    of the first block, where it has no expansion. stage_offset: our stage less theirs.
+    """
+
+    name: str
+    net: str
+    marker: str
+    modules: dict[str, str]
+    block: str
+    inner: dict[str, str]
+    first: dict[str, str] | None = None
+    stage_offset: int = 0
+
+
+def _pairs(theirs: str, ours: Sequence[str]) -> dict[str, str]:
+    return dict(zip(theirs.split(), ours, strict=True))
+
+
+MOBILENET, RESNET = "MobileNetV2", "ResNet-50"
+
+STEM = ("backbone/stem", "backbone/stem_norm")
+ENDS = (*STEM, "backbone/head", "backbone/head_norm")
+# In the order of the data flow.
+DEPTHWISE = ("depthwise", "depthwise_norm", "project", "project_norm")
+INVERTED_RESIDUAL = ("expand", "expand_norm", *DEPTHWISE)
+BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3", "shortcut", "shortcut_norm")
+RELEASED_HEAD = {"heads.classifier_norm": "bnneck", "heads.classifier_fc": "classifier"}
+
+LAYOUTS = (
+    Layout(
+        "the released MetaBIN",
+        MOBILENET,
+        "backbone.layer1.conv.weight",
+        _pairs("backbone.layer1.conv backbone.layer1.bn backbone.layer9.conv backbone.layer9.bn", ENDS) | RELEASED_HEAD,
+        r"backbone\.layer(\d)\.(\d+)\.",
+        _pairs("conv1.conv conv1.bn dwconv2.conv dwconv2.bn conv3 bn", INVERTED_RESIDUAL),
+    ),
+    Layout(
+        "the released MetaBIN",
+        RESNET,
+        "backbone.conv1.weight",
+        _pairs("backbone.conv1 backbone.bn1", STEM) | RELEASED_HEAD,
+        r"backbone\.layer(\d)\.(\d+)\.",
+        _pairs("conv1 bn1 conv2 bn2 conv3 bn3 downsample.conv downsample.bn", BOTTLENECK),
+        stage_offset=1,
+    ),
+    Layout(
+        "torchreid",
+        MOBILENET,
+        "conv1.conv.weight",
+        _pairs("conv1.conv conv1.bn conv9.conv conv9.bn classifier", (*ENDS, "classifier")),
+        r"conv(\d)\.(\d+)\.",
+        _pairs("conv1.conv conv1.bn dwconv2.conv dwconv2.bn conv3.0 conv3.1", INVERTED_RESIDUAL),
+    ),
+    Layout(
+        "timm",
+        MOBILENET,
+        "conv_stem.weight",
+        _pairs("conv_stem bn1 conv_head bn2 classifier", (*ENDS, "classifier")),
+        r"blocks\.(\d)\.(\d+)\.",
+        _pairs("conv_pw bn1 conv_dw bn2 conv_pwl bn3", INVERTED_RESIDUAL),
+        first=_pairs("conv_dw bn1 conv_pw bn2", DEPTHWISE),
+        stage_offset=2,
+    ),
+    Layout(
+        "torchvision",
+        MOBILENET,
+        "features.1.conv.0.0.weight",
+        _pairs("features.0.0 features.0.1 features.18.0 features.18.1 classifier.1", (*ENDS, "classifier")),
+        r"features\.(\d+)\.conv\.",
+        _pairs("0.0 0.1 1.0 1.1 2 3", INVERTED_RESIDUAL),
+        first=_pairs("0.0 0.1 1 2", DEPTHWISE),
+    ),
+    Layout(
+        "tonylins",
+        MOBILENET,
+        "features.1.conv.0.weight",
+        _pairs("features.0.0 features.0.1 features.18.0 features.18.1 classifier", (*ENDS, "classifier"))
+        | _pairs("conv.0 conv.1", ENDS[2:]),
+        r"features\.(\d+)\.conv\.",
+        _pairs("0 1 3 4 6 7", INVERTED_RESIDUAL),
+        first=_pairs("0 1 3 4", DEPTHWISE),
+    ),
+    Layout(
+        "torchvision, timm or torchreid",
+        RESNET,
+        "layer1.0.conv3.weight",
+        _pairs("conv1 bn1 fc classifier", (*STEM, "classifier", "classifier")),
+        r"layer(\d)\.(\d+)\.",
+        _pairs("conv1 bn1 conv2 bn2 conv3 bn3 downsample.0 downsample.1", BOTTLENECK),
+        stage_offset=1,
+    ),
+)
+
+# (stage, block) of each block of a MobileNetV2, as our names count them: stage 1 is the stem.
+PLACES = [(stage, block) for stage, row in enumerate(STAGES, start=2) for block in range(row.blocks)]
+
+
+def detect(names: Iterable[str], source: str) -> Layout:
+    """The layout with these names. Raises ValueError, naming `source`, if there is none."""
+    names = list(names)
+    for layout in LAYOUTS:
+        if layout.marker in names:
+            return layout
+    known = "; ".join(f"{layout.net} of {layout.name}" for layout in LAYOUTS)
+    raise UserError(f"{source} has the names of no known project ({', '.join(names[:3])}, ...); known are {known}")
+
+
+def translate(layout: Layout, name: str) -> str:
+    """Our name for a name of the layout: `module/path.leaf`; what the layout does not know stays as it is."""
+    prefix, modules, rest = "", layout.modules, name
+    match = re.match(layout.block, name)
+    if match:
+        stage, block = _place(layout, *map(int, match.groups()))
+        is_first = (stage, block) == PLACES[0]
+        modules = layout.first if layout.first and is_first else layout.inner
+        prefix, rest = f"backbone/stage{stage}_block{block}/", name[match.end() :]
+    for theirs, ours in modules.items():
+        leaf = rest.removeprefix(f"{theirs}.")
+        if leaf != rest and leaf in LEAVES:
+            return f"{prefix}{ours}.{leaf}"
+    return name
+
+
+def _place(layout: Layout, first: int, second: int | None = None) -> tuple[int, int]:
+    """Our stage and block: from theirs, or from the block's number, which starts at 1 in the whole net."""
+    if second is not None:
+        return first + layout.stage_offset, second
+    return PLACES[first - 1] if 0 < first <= len(PLACES) else (0, first)

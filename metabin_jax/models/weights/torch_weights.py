@@ -1,0 +1,246 @@
+"""Weights in: state dicts of the usual PyTorch projects into the variables of our models."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from scipy.special import ndtri
+
+from metabin_jax.models.weights import torch_files, torch_layouts
+from metabin_jax.models.weights.torch_files import Arrays
+from metabin_jax.models.weights.torch_layouts import Layout
+from metabin_jax.runtime.errors import UserError
+
+EPSILON = 1e-5  # of every norm layer, ours and theirs
+
+# Our leaves as PyTorch's, with the branch that a layer of the released MetaBIN has them in.
+LEAVES = {
+    "kernel": ("", "weight"),
+    "scale": ("", "weight"),
+    "bias": ("", "bias"),
+    "bn_scale": ("bat_n.", "weight"),
+    "bn_bias": ("bat_n.", "bias"),
+    "in_scale": ("ins_n.", "weight"),
+    "in_bias": ("ins_n.", "bias"),
+    "mean": ("bat_n.", "running_mean"),
+    "var": ("bat_n.", "running_var"),
+    "rho": ("", "gate"),
+}
+BRANCHES = {"bn": "bat_n.", "in": "ins_n."}  # of norm.HalfNorm
+# What files of plain BN do not have: the instance branch stays at 1 and 0, as in the released code, and rho at 1.
+BALANCE = ("in_scale", "in_bias", "rho")
+# Counters, and what released checkpoints normalise images by, which are ours too.
+NEEDLESS = ("num_batches_tracked", "pixel_mean", "pixel_std")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `load_torch` did. Ours are named by their path, `params/backbone/stem/kernel`, the file's as in the file.
+
+    layout: whose names the file has. loaded: ours with the file's values. identity: ours that stand in for an
+    expansion the file's net does not have. kept: ours that stayed as they were. ignored: the file's, not used.
+    """
+
+    layout: str
+    loaded: tuple[str, ...]
+    identity: tuple[str, ...]
+    kept: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} arrays loaded from a {self.layout}"]
+        for what, names in (
+            ("made an identity", self.identity),
+            ("kept fresh", self.kept),
+            ("of the file ignored", [name for name in self.ignored if not name.endswith(NEEDLESS)]),
+        ):
+            if names:
+                parts.append(f"{len(names)} {what} ({_few(names)})")
+        return ", ".join(parts)
+
+
+def load_torch(
+    path_or_state_dict: str | Path | Mapping[str, Any],
+    variables: Mapping[str, Any],
+    *,
+    may_differ: Sequence[str] = ("classifier",),
+) -> tuple[dict[str, Any], Report]:
+    """The weights of a PyTorch project in the variables of a model of ours (`models.create`).
+
+    Known by their names are the layouts of `torch_layouts`: MobileNetV2 of torchreid (the paper's variant) and of
+    torchvision, timm and tonylins (the standard one; at width 1.0 into the paper's too, see `_identity_expansion`),
+    ResNet-50 of torchvision, timm and torchreid, and checkpoints of the released MetaBIN of both.
+
+    Plain BN goes into the BN branch of BIN layers, whose instance branch stays at 1 and 0 and rho at 1; IN layers take
+    its affine. A BNNeck that the project does not have stays fresh.
+
+    Args:
+      path_or_state_dict: a file as `torch_files.read` takes it, or names and arrays.
+      variables: params, batch_stats and, where the model has it, rho; arrays or, to check only, their shapes.
+      may_differ: what may be missing or have another shape on either side, and is then left out: names and all below
+        them, ours without the collection (`classifier`, `backbone/head`) or the file's.
+
+    Returns:
+      The variables with the file's values as NumPy arrays, and the report.
+
+    Raises:
+      ValueError: the file cannot be read, is of no known project, or does not match, with both sides' names.
+      FileNotFoundError: there is no such file.
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        source = "the state dict"
+        arrays = torch_files.state_dict(path_or_state_dict, source)
+    else:
+        source = str(path_or_state_dict)
+        arrays = torch_files.read(path_or_state_dict)
+    layout = torch_layouts.detect(arrays, source)
+    ours = flatten_dict(dict(variables), sep="/")
+    _check_net(layout, ours, source)
+    theirs: dict[str, str] = {}
+    for name in arrays:
+        translated = torch_layouts.translate(layout, name)
+        if translated in theirs:
+            raise UserError(f"{source} has {theirs[translated]} and {name}, which are one to us: leave one of them out")
+        theirs[translated] = name
+    values = {translated: arrays[name] for translated, name in theirs.items()}
+    identity = _identity_expansion(layout, ours, values)
+    values |= identity
+
+    result, used, missing, differing = dict(ours), dict[str, str](), [], dict[str, str]()
+    for target, leaf in ours.items():
+        name, value = _find(target, values)
+        if value is not None and value.shape == leaf.shape:
+            if wrong := _wrong(target, value):
+                raise UserError(f"{source} holds values in {theirs.get(name, name)} that are {wrong}")
+            result[target], used[target] = np.array(value, leaf.dtype), name
+        elif any(_below(known_as, may_differ) for known_as in (target.partition("/")[2], name, theirs.get(name, ""))):
+            continue
+        elif value is not None:
+            differing[name] = f"{target} is {list(leaf.shape)}, {theirs.get(name, name)} {list(value.shape)}"
+        elif not _may_stay(target, layout, values):
+            missing.append(f"{target} {list(leaf.shape)}")
+    left = {name: theirs[name] for name in theirs if name not in {*used.values(), *differing}}
+    unknown = [
+        f"{name} {list(arrays[name].shape)}"
+        for translated, name in left.items()
+        if not (_below(name, may_differ) or _below(translated, may_differ) or _needless(translated, values, ours))
+    ]
+    _refuse(f"{source} ({layout.net} of {layout.name})", missing, unknown, list(differing.values()))
+    return unflatten_dict(result, sep="/"), Report(
+        layout=f"{layout.net} of {layout.name}",
+        loaded=tuple(target for target in used if used[target] not in identity),
+        identity=tuple(target for target in used if used[target] in identity),
+        kept=tuple(target for target in ours if target not in used),
+        ignored=tuple(left.values()),
+    )
+
+
+def _wrong(target: str, value: np.ndarray) -> str:
+    """Why a leaf of ours cannot have these values; "" if it can."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):  # quantised weights need their scales
+        return f"{value.dtype} and no floating-point numbers"
+    if not (np.abs(value) <= np.finfo(np.float32).max).all():
+        return "not finite"
+    return "negative variances" if target.endswith("/var") and (value < 0).any() else ""
+
+
+def _check_net(layout: Layout, ours: Iterable[str], source: str) -> None:
+    is_mobilenet = any("/depthwise/" in target for target in ours)
+    if is_mobilenet != (layout.net == torch_layouts.MOBILENET):
+        raise UserError(f"{source} holds a {layout.net}, but the model is none: choose another file or another model")
+
+
+def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays) -> Arrays:
+    """What the expansion of the first block must be for the paper's variant to compute what the standard one does.
+
+    The kernel is an identity. Its norm is one by running statistics, whatever they are, with scale sqrt(var + eps) and
+    bias mean. For it to be nearly one by a batch's statistics too, they are those of its input: the stem's output,
+    taken as normal before its ReLU6, where the stem's norm says mean and deviation. ReLU6 then changes nothing.
+    """
+    expand = "backbone/stage2_block0/expand"
+    scale, bias = (values.get(f"backbone/stem_norm.{leaf}") for leaf in ("weight", "bias"))
+    kernel = ours.get(f"params/{expand}/kernel")
+    if kernel is None or layout.first is None or scale is None or bias is None:
+        return {}
+    channels = kernel.shape[2]
+    if scale.shape != (channels,) or bias.shape != (channels,):
+        return {}
+    quantiles = ndtri((np.arange(1000) + 0.5) / 1000)[:, None]
+    output = np.clip(bias[None] + scale[None] * quantiles, 0, 6)
+    mean, var = output.mean(0), output.var(0)
+    return {
+        f"{expand}.weight": np.eye(channels)[:, :, None, None],
+        f"{expand}_norm.weight": np.sqrt(var + EPSILON),
+        f"{expand}_norm.bias": mean,
+        f"{expand}_norm.running_mean": mean,
+        f"{expand}_norm.running_var": var,
+    }
+
+
+def _find(target: str, values: Arrays) -> tuple[str, np.ndarray | None]:
+    """The name that fills a leaf of ours, and its value in our order of axes; None where the file has none."""
+    _, *path, leaf = target.split("/")
+    branch, name = LEAVES[leaf]
+    half = path[-1] if path[-1] in BRANCHES else ""
+    if half:
+        branch, path = BRANCHES[half], path[:-1]
+    module = "/".join(path)
+    whole, own = f"{module}.{name}", f"{module}.{branch}{name}"
+    if own in values or (branch == "ins_n." and not half):
+        return own, _in_our_axes(values.get(own))
+    value = _in_our_axes(values.get(whole))
+    if half and value is not None:
+        middle = len(value) // 2
+        value = value[:middle] if half == "bn" else value[middle:]
+    return whole, value
+
+
+def _in_our_axes(value: np.ndarray | None) -> np.ndarray | None:
+    """Kernels [out, in, kh, kw] as [kh, kw, in, out], matrices [out, in] as [in, out]."""
+    if value is None or value.ndim not in (2, 4):
+        return value
+    return value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
+
+
+def _may_stay(target: str, layout: Layout, values: Arrays) -> bool:
+    """Whether a file of this layout need not have it."""
+    if target.split("/")[1] == "bnneck":
+        return "bnneck" not in layout.modules.values()
+    return target.endswith(BALANCE) and not any(name.endswith(".gate") for name in values)
+
+
+def _needless(name: str, values: Arrays, ours: Mapping[str, Any]) -> bool:
+    """Whether nothing is lost without this value of the file."""
+    module, _, leaf = name.rpartition(".")
+    if leaf in ("running_mean", "running_var"):  # of a norm layer that is IN in our model, where nothing is running
+        return f"params/{module}/scale" in ours and f"batch_stats/{module}/mean" not in ours
+    if name == "bnneck.bias":  # frozen at 0, so that ours has none
+        return values[name].shape == ours["params/bnneck/scale"].shape and not values[name].any()
+    return leaf in NEEDLESS
+
+
+def _below(name: str, names: Sequence[str]) -> bool:
+    return any(name == top or name.startswith((f"{top}/", f"{top}.")) for top in names)
+
+
+def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differing: Sequence[str]) -> None:
+    """Raises ValueError if there is anything in the lists."""
+    parts = [
+        f"{len(names)} {what} ({_few(names, 10)})"
+        for what, names in (
+            ("of the model's names are missing in the file", missing),
+            ("of the file's names are unknown to the model", unknown),
+            ("shapes differ", differing),
+        )
+        if names
+    ]
+    if parts:
+        raise UserError(f"{source} does not fit the model: {'; '.join(parts)}: choose another file or another model")
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

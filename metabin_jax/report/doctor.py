@@ -1,0 +1,136 @@
+"""What a folder or a CSV manifest holds, and what is wrong with it, before any training."""
+
+import collections
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from metabin_jax.data.cache import progress
+from metabin_jax.data.records import Record, read_csv, read_folder
+from metabin_jax.data.sets import catalogue
+from metabin_jax.evaluation.protocol import query_gallery
+
+MAX_NAMED = 5  # files that one line names
+
+
+def examine(path: str | Path) -> Iterator[str]:
+    """The report on `path`, line by line: a published data set, a folder of domains, or a CSV manifest.
+
+    Says which set it is and whether its counts are the published ones; what each split holds; which queries have no
+    valid match, and why; which images are broken, and which are the same file twice. Of a set whose images have to be
+    extracted first it says that and no more.
+
+    Raises:
+      FileNotFoundError: path does not exist.
+      ValueError: it is none of the three, or has file names that cannot be read (one sentence).
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name a data set, a folder of domains or a CSV manifest.")
+    if path.is_dir() and catalogue.recognised(path):
+        data_set, root = catalogue.find(path)
+        if data_set.is_raw(root):
+            yield f"{data_set.name} in {root}, as it was published: run metabin prepare, which extracts its images"
+            return
+        records = catalogue.read_set(data_set.name, root)
+        yield f"{data_set.name} in {root}"
+        beside = [child.name for child in path.iterdir() if child.is_dir() and not root.is_relative_to(child)]
+        if root != path and (others := sorted(name for name in beside if not name.startswith("."))):
+            yield f"  not looked at: {', '.join(others)} in {path}, as no set has such a name"
+        try:
+            catalogue.check_counts(data_set, records)
+            yield f"  complete: {_phrase(data_set.published)}, as published"
+        except ValueError as error:
+            yield f"  {error}"
+    else:
+        records = read_folder(path) if path.is_dir() else read_csv(path)
+        yield f"{'folder of domains' if path.is_dir() else 'CSV manifest'} {path}"
+    for domain in dict.fromkeys(record.domain for record in records):
+        yield from _domain(domain, [record for record in records if record.domain == domain])
+    yield from _files(records)
+
+
+def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
+    counts = catalogue.counts(records)
+    for split, numbers in counts["splits"].items():
+        yield f"{domain}, {split}: {_phrase(numbers)}"
+    if counts["distractors"]:
+        yield f"{domain}: {counts['distractors']:,} gallery images of pid 0, which match nobody"
+        if nobody := [record.path for record in records if record.pid == 0 and record.split == "query"]:
+            yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {_named(nobody)}"
+    try:
+        split = query_gallery(records)
+    except ValueError as error:
+        yield f"{domain} cannot be evaluated: {error}"
+        return
+    seen = collections.Counter(split.gallery_pid.tolist())
+    cameras = collections.defaultdict(set)
+    for pid, camid in zip(split.gallery_pid.tolist(), split.gallery_camid.tolist(), strict=True):
+        cameras[pid].add(camid)
+    in_gallery = set(split.gallery_row.tolist())
+    alone, one_camera = [], []
+    for row, pid, camid in zip(
+        split.query_row.tolist(), split.query_pid.tolist(), split.query_camid.tolist(), strict=True
+    ):
+        if seen[pid] - (row in in_gallery) == 0:
+            alone.append(records[row].path)
+        elif cameras[pid] == {camid}:
+            one_camera.append(records[row].path)
+    queries = len(split.query_row)
+    yield f"{domain}: {queries - len(alone) - len(one_camera):,} of {queries:,} queries have a valid match"
+    if alone:
+        yield f"  {len(alone):,} have none, as the gallery has no other image of their identity: {_named(alone)}"
+    if one_camera:
+        yield (
+            f"  {len(one_camera):,} have none, as only their own camera saw their identity: {_named(one_camera)}; "
+            "--config.eval.policy=ignore compares within a camera too"
+        )
+
+
+def _files(records: Sequence[Record]) -> Iterator[str]:
+    """Broken images and files of the same content, among files each read once."""
+    of_path = {record.path: record for record in records}
+    same: dict[str, list[str]] = collections.defaultdict(list)
+    broken = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the GIL
+        for done, (path, (digest, error)) in enumerate(zip(of_path, pool.map(_look, of_path), strict=True), start=1):
+            if error:
+                broken.append(f"{path} ({error})")
+            else:
+                same[digest].append(path)
+            progress("looking at images", done, len(of_path))
+    yield f"{len(of_path):,} images, {len(broken):,} of them broken" + (f": {_named(broken)}" if broken else "")
+    twins = [paths for paths in same.values() if len(paths) > 1]
+    if twins:
+        yield f"{len(twins):,} images are there more than once, file by file the same: {_named(map(' = '.join, twins))}"
+    wrong = [paths for paths in twins if len({(of_path[path].domain, of_path[path].pid) for path in paths}) > 1]
+    if wrong:
+        named = _named(map(" = ".join, wrong))
+        yield f"{len(wrong):,} of these under different identities, so one label is wrong: {named}"
+
+
+def _look(path: str) -> tuple[str, str]:
+    """The digest of a file's bytes, and what is wrong with the image in it."""
+    try:
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
+        return "", "empty" if os.path.isfile(path) and not os.path.getsize(path) else str(error).partition("<")[
+            0
+        ].strip()
+    return hashlib.sha256(content).hexdigest(), ""
+
+
+def _phrase(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in numbers.items())
+
+
+def _named(paths: Iterable[str]) -> str:
+    paths = list(paths)
+    return ", ".join(paths[:MAX_NAMED]) + (", ..." if len(paths) > MAX_NAMED else "")

@@ -1,0 +1,53 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from metabin_jax.runtime.devices import is_first
+from metabin_jax.runtime.errors import UserError
+
+
+def check_writable(path: str | Path) -> Path:
+    """The path of a file to be written. Raises OSError where none can be."""
+    path = Path(path).expanduser()
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.absolute().parent}.")
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: it is a folder, or lies in one that is read-only.")
+    return path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there takes the name `path` when the context ends without an error."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError for what is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): take it from a copy of the run, or train anew") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of what is not text yet. Strict JSON: NaN, which most readers refuse, is an error here."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    if not is_first():
+        return
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,272 @@
+"""A config made real: data, samplers, model, optimiser and method."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
+from ml_collections import ConfigDict
+
+from metabin_jax import losses, models, schedules
+from metabin_jax.algorithm import MetaBIN, TrainState, clip_plain, clip_straight_through
+from metabin_jax.baselines.bau import BAU, BalancedMetaBIN
+from metabin_jax.baselines.learned import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax.data import dataset
+from metabin_jax.data.dataset import TrainingSet
+from metabin_jax.data.records import Record
+from metabin_jax.data.sampler import DomainSampler, EpochSampler, MetaSampler
+from metabin_jax.runtime.devices import first_before_others
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.training import config as configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made real, but for the pixels."""
+
+    config: ConfigDict
+    data: TrainingSet
+    base: DomainSampler | EpochSampler
+    meta: MetaSampler | None
+    learner: MetaBIN
+    steps_per_epoch: int
+
+    def init(self) -> TrainState:
+        """A fresh state, made by one program: the optimiser's zeros alone would be one for every shape."""
+        image = jnp.zeros((1, self.config.data.height, self.config.data.width, 3))
+        return jax.jit(self.learner.init)(jax.random.key(self.config.seed), image)
+
+
+def checked(config: ConfigDict) -> ConfigDict:
+    """A copy with absolute paths. Raises ValueError for a config that cannot work."""
+    configuration.check(config)
+    config = config.copy_and_resolve_references()
+    if config.init:
+        config.init = os.path.abspath(os.path.expanduser(config.init))
+    for field in ("path", "cache_dir"):
+        if config.data[field]:
+            config.data[field] = os.path.abspath(os.path.expanduser(config.data[field]))
+    return config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The checked config of a training, with the sources named. Raises ValueError or FileNotFoundError."""
+    config = checked(config)
+    data = config.data
+    both = sorted(set(data.train_domains) & set(data.eval_domains))
+    for domain in both:
+        marks = {record.split for record in read(config, (domain,))}
+        if data.train_splits != ("train",) or not marks > {"train"}:
+            raise UserError(
+                f"domain {domain!r} is in both data.train_domains and data.eval_domains: choose one, or train on its "
+                "split train alone (--config.data.train_splits=train), where it has other splits too"
+            )
+    if not data.train_domains:
+        names = dict.fromkeys(record.domain for record in read(config))
+        data.train_domains = tuple(name for name in names if name not in data.eval_domains)
+    if not data.train_domains:
+        raise UserError("every domain is in config.data.eval_domains: leave one or more to train on")
+    return config
+
+
+def read(config: ConfigDict, domains: Sequence[str] = ()) -> list[Record]:
+    """The records of `domains`, or of all, under the config's data settings."""
+    return dataset.read(config.data.source, config.data.path, domains)
+
+
+def load_images(config: ConfigDict, records: Sequence[Record]) -> np.ndarray:
+    """The images of `records` under the config's data settings, uint8 [n, H, W, 3]."""
+    data = config.data
+    size = (data.height, data.width)
+    return first_before_others(lambda: dataset.load_images(data.source, records, size, data.cache_dir))
+
+
+def build(config: ConfigDict) -> Run:
+    """Sets up the method of a resolved config; opens no image. Raises ValueError or FileNotFoundError."""
+    sources = config.data.train_domains
+    val_fraction = config.val_fraction if config.selection == "source_val" else 0
+    data = dataset.training_set(
+        read(config, sources), sources, val_fraction, config.seed, config.data.train_splits, config.data.domain_by
+    )
+    check_held_out(data, config.eval.policy)
+    base, meta = build_samplers(config, data)
+    steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
+    learner = build_learner(config, data.num_ids, steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
+    return Run(config, data, base, meta, learner, steps_per_epoch)
+
+
+def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, models.Report]:
+    """A fresh state, or its shapes, with the weights of config.init. Raises as `models.load_torch`.
+
+    Under config.init_in_affine = "bn" the affine of an instance branch that the file lacks is that of its batch branch.
+    """
+    batch_stats = {name: value for name, value in state.batch_stats.items() if name != "bank"}  # of BAU, not of files
+    loaded, report = models.load_torch(
+        config.init, {"params": state.params, "rho": state.rho, "batch_stats": batch_stats}
+    )
+    loaded["batch_stats"] = {**state.batch_stats, **loaded["batch_stats"]}
+    if config.init_in_affine == "bn":
+        params = flatten_dict(loaded["params"], sep="/")
+        copied = [name for name in report.kept if name.endswith(("/in_scale", "/in_bias"))]
+        for name in copied:
+            path = name.removeprefix("params/")
+            params[path] = np.array(params[path.replace("/in_", "/bn_")])
+        loaded["params"] = unflatten_dict(params, sep="/")
+        kept = tuple(name for name in report.kept if name not in copied)
+        report = dataclasses.replace(report, loaded=(*report.loaded, *copied), kept=kept)
+    return state.replace(**loaded), report
+
+
+def check_held_out(data: TrainingSet, policy: str) -> None:
+    """Raises ValueError for a source whose held-out identities cannot be scored."""
+    for source, rows in data.held_out.items():
+        seen = {(data.records[row].pid, data.records[row].camid) for row in rows}
+        if policy == "cross-camera" and len(seen) == len({pid for pid, _ in seen}):
+            raise UserError(
+                f"no held-out identity of domain {source!r} is seen by two cameras, so source_val cannot score it: "
+                "choose --config.eval.policy=ignore or --config.selection=last"
+            )
+
+
+def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
+    """The base and, for a method that splits the domains, the meta sampler."""
+    labels = (data.pid, data.domain)
+    batch = config.batch
+    by_domain = functools.partial(
+        DomainSampler, *labels, batch.ids_per_domain, batch.images_per_id, config.seed, data.domains
+    )
+    base = (
+        by_domain()
+        if batch.sampling == "domains"
+        else EpochSampler(data.pid, batch.ids_per_batch, batch.images_per_id, config.seed)
+    )
+    if config.method not in configuration.META_METHODS:
+        return base, None
+    num_domains = len(data.domains)
+    if num_domains < 2:
+        raise UserError(
+            f"there is one source domain ({data.domains[0]}), but {config.method} splits the domains into "
+            "meta-train and meta-test: give more sources, take its cameras as domains by "
+            "--config.data.domain_by=camera, or choose another --config.method"
+        )
+    if not batch.meta_train_domains < num_domains:
+        raise UserError(
+            f"config.batch.meta_train_domains is {batch.meta_train_domains}, but there are {num_domains} "
+            f"source domains ({', '.join(data.domains)}) and one or more must be left for meta-test: choose fewer, or "
+            "0 for half of them"
+        )
+    return base, MetaSampler(by_domain(), batch.meta_train_domains or (num_domains + 1) // 2)
+
+
+def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
+    """The net, with the norm layer of `config.method`."""
+    settings = config.model
+    return models.create(
+        settings.name,
+        num_ids,
+        norm=configuration.METHODS[config.method],
+        dtype=jnp.dtype(settings.dtype),
+        classifier_init=settings.classifier_init,
+        mixes_styles="mixstyle" in config.method,
+    )
+
+
+def model_of(config: ConfigDict, variables: dict) -> models.ReID:
+    """The net that a run of this config has trained, with as many identities as its variables have."""
+    return build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
+
+
+def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
+    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4 and beyond the paper.
+
+    with_shuffle: whether Eq. 8 may have the shuffle loss, which needs two meta-train domains. Raises ValueError where
+    no meta-train loss is left without it.
+    """
+    model = build_model(config, num_ids)
+    loss, meta = config.loss, config.meta
+
+    def triplet(feature_ND, pid_N, domain_N):
+        return losses.triplet(feature_ND, pid_N, loss.margin)
+
+    def scatter(feature_ND, pid_N, domain_N):
+        return losses.scatter(feature_ND, domain_N, loss.scatter_normalize_first)
+
+    def base_triplet(feature_ND, logits_NM, pid_N):
+        return losses.triplet(feature_ND, pid_N, loss.margin)
+
+    def cross_entropy(feature_ND, logits_NM, pid_N):
+        return losses.cross_entropy(logits_NM, pid_N, loss.smoothing)
+
+    def gamma(step):
+        return jnp.where(step >= meta.start, meta.gamma, 0.0)
+
+    base_terms = {"cross_entropy": cross_entropy, "triplet": base_triplet}
+    base_losses = tuple((name, base_terms[name]) for name in loss.base)
+    meta_terms = {"scatter": scatter, "shuffle": losses.shuffle, "triplet": triplet}
+    meta_train = [name for name in meta.train_losses if with_shuffle or name != "shuffle"]
+    if not meta_train and not meta.cross_entropy:
+        raise UserError(
+            "config.meta.train_losses is the shuffle loss alone, which needs two meta-train domains: add another, or "
+            "give more sources"
+        )
+    period = max(2, round(meta.beta_epochs * steps_per_epoch))
+    alpha = alpha_schedule(config.optimizer, steps_per_epoch)
+    settings = {
+        "model": model,
+        "optimizer": sgd(alpha, config.optimizer),
+        "beta": schedules.triangular(meta.beta_low, meta.beta_high, period // 2, period - period // 2),
+        "gamma": gamma,
+        "first_order": meta.first_order,
+        "base_losses": base_losses,
+        "meta_train_losses": tuple((name, meta_terms[name]) for name in meta_train),
+        "meta_test_losses": tuple((name, meta_terms[name]) for name in meta.test_losses),
+        "meta_base_losses": (("cross_entropy", cross_entropy),) * meta.cross_entropy,
+        "inner_clip": {"straight_through": clip_straight_through, "plain": clip_plain}[meta.clip],
+    }
+    # [34] learns rho ten times as fast as the rest, without weight decay.
+    bin_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
+    match config.method:
+        case "metabin" | "metabin_shared" | "metabin_mixstyle":
+            return MetaBIN(**settings)
+        case "metabin_joint":
+            return Joint(**settings, rho_optimizer=optax.sgd(gamma))
+        case "bn_mldg" | "bin_mldg":
+            settings |= {"meta_train_losses": (), "meta_test_losses": (), "meta_base_losses": base_losses}
+            return MLDG(**settings, rho_optimizer=bin_optimizer)
+        case "metabin_bau":
+            return BalancedMetaBIN(**settings)
+        case "bau":
+            return BAU(**settings)
+        case "bin":
+            return LearnedRho(**settings, rho_optimizer=bin_optimizer)
+    return BaseOnly(**settings)
+
+
+def alpha_schedule(optimizer: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Warm-up and step decay of alpha over the steps."""
+    return schedules.warmup_step(
+        optimizer.alpha,
+        optimizer.warmup_epochs * steps_per_epoch,
+        [epoch * steps_per_epoch for epoch in optimizer.decay_epochs],
+        optimizer.decay,
+        optimizer.warmup_start,
+    )
+
+
+def sgd(alpha: optax.Schedule, optimizer: ConfigDict) -> optax.GradientTransformation:
+    """SGD as in PyTorch: decay added to the gradient, then momentum, then alpha; biases times bias_lr_factor."""
+
+    def is_bias(params):
+        return path_aware_map(lambda path, _: str(path[-1]).endswith("bias"), params)
+
+    return optax.chain(
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.trace(optimizer.momentum),
+        optax.masked(optax.scale(optimizer.bias_lr_factor), is_bias),
+        optax.scale_by_learning_rate(alpha),
+    )

@@ -1,0 +1,255 @@
+"""Every setting with its source, and the checks that run before any work does."""
+
+import ast
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from metabin_jax.data.records import SPLITS
+from metabin_jax.evaluation import protocols
+from metabin_jax.models import reid
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.training.config_checks import KINDS, at_least, check_fields, get, one_of, some_of
+
+PRESETS = ("paper", "official")
+SOURCES = ("synthetic", "folder", "csv", "prepared")
+SAMPLINGS = ("domains", "identities")
+SELECTIONS = ("last", "source_val")
+POLICIES = ("cross-camera", "ignore")
+METRICS = ("cosine", "euclidean")
+IN_AFFINES = ("identity", "bn")
+DOMAINS_BY = ("source", "camera")
+DTYPES = ("float32", "bfloat16")
+# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner), and then
+# what the paper does not have.
+METHODS = {
+    **{layer: layer for layer in ("bn", "in", "half", "dualnorm", "bin", "metabin")},
+    "bn_mldg": "bn",
+    "bin_mldg": "bin",
+    "metabin_shared": "bin",
+    "metabin_joint": "metabin",
+    "mixstyle": "bn",
+    "metabin_mixstyle": "metabin",
+    "bau": "bn",
+    "metabin_bau": "metabin",
+}
+# They split the domains.
+META_METHODS = (
+    "metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg", "metabin_mixstyle", "metabin_bau",
+)  # fmt: skip
+BASE_LOSSES = ("cross_entropy", "triplet")
+META_TRAIN_LOSSES = ("scatter", "shuffle", "triplet")
+META_TEST_LOSSES = ("triplet",)
+CLIPS = ("straight_through", "plain")
+# The least value of every number that has one.
+LEAST = {
+    32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
+    2: ("batch.ids_per_domain", "batch.images_per_id", "batch.ids_per_batch"),  # triplets: a positive, a negative
+    1: ("meta.beta_epochs", "epochs", "steps_per_dispatch", "log_every", "eval.batch_size"),
+    0: (
+        "seed", "steps_per_epoch", "data.pad", "batch.meta_train_domains", "loss.margin", "loss.smoothing",
+        "optimizer.alpha", "optimizer.momentum", "optimizer.weight_decay", "optimizer.bias_lr_factor",
+        "optimizer.warmup_epochs", "optimizer.warmup_start", "optimizer.decay",
+        "meta.beta_low", "meta.gamma", "meta.start", "eval.query_expansion",
+    ),
+}  # fmt: skip
+
+
+def metabin(preset: str = "paper") -> ConfigDict:
+    """The settings of the paper's text ('paper') or of the authors' released code ('official').
+
+    Where the paper is silent, 'paper' takes the released code's value and says so here.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"the preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    official = preset == "official"
+    config = ConfigDict()
+    config.preset = preset
+    config.seed = 0
+    # The norm layer and how rho is learned: bn, in, half, dualnorm, bin, metabin (Table 4). Of Table 3: bn_mldg and
+    # bin_mldg (MLDG [22] on bn and bin), metabin_shared (with bin's layer), metabin_joint (without episode separation).
+    # Beyond the paper: mixstyle (on bn) and metabin_mixstyle (models.mixstyle); bau (on bn) and metabin_bau (bau).
+    config.method = "metabin"
+    config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
+    # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A
+    # fresh 1 and 0 beside learned BN scales disturb the net as soon as rho leaves 1, and need a long training.
+    config.init_in_affine = "identity"
+
+    config.data = ConfigDict()
+    # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest) | prepared (by metabin prepare)
+    config.data.source = "folder"
+    config.data.path = ""  # of the folder or the CSV file, or the data_dir of metabin prepare
+    config.data.protocol = ""  # the benchmark that sources and targets are of (configs/benchmark.py), for its tables
+    config.data.train_domains = ()  # the sources; () = all that are not evaluated on
+    config.data.train_splits = ("train", "all")  # of the sources; the paper trains on all: + "query", "gallery"
+    # source | camera: what Algorithm 1 calls a domain. The supplement trains on the cameras of a single source.
+    config.data.domain_by = "source"
+    config.data.eval_domains = ()  # the unseen targets; () = none
+    config.data.height = 256  # pixels, Sec. 4.1
+    config.data.width = 128  # pixels, Sec. 4.1
+    config.data.pad = 10  # pixels, before the random crop; released code
+    config.data.cache_dir = "~/.cache/metabin_jax/images"  # decoded images; safe to delete
+    config.data.resident = False  # all images in the memory of each device, 12 GB for the paper's; the same batches
+
+    config.model = ConfigDict()
+    config.model.name = "mobilenetv2_1.4"  # Sec. 4.1; see models.create for the others
+    config.model.dtype = "bfloat16"  # the paper and the code use float16 with loss scaling (Sec. 4.1)
+    config.model.classifier_init = "uniform" if official else "normal"  # released code | BNNeck ([31])
+
+    config.batch = ConfigDict()
+    # domains: 16 images of every source (Sec. 4.1). identities: of all not yet used this epoch (released code).
+    config.batch.sampling = "identities" if official else "domains"
+    config.batch.ids_per_domain = 4  # 16 images per domain (Sec. 4.1) as 4 x 4 (released code); meta batches too
+    config.batch.images_per_id = 4
+    config.batch.ids_per_batch = 20  # for sampling 'identities'; 20 x 4 = 80 images
+    # The others are meta-test. 0: half of all, rounded up: 3 of 5 (Sec. 4.3, Fig. 2), 3 of 6, 4 of 8 (supplement)
+    config.batch.meta_train_domains = 0
+
+    config.optimizer = ConfigDict()  # of params; Sec. 4.1
+    config.optimizer.alpha = 0.01
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4  # on everything, norm scales and biases included (released code)
+    config.optimizer.bias_lr_factor = 2.0 if official else 1.0
+    config.optimizer.warmup_epochs = 10
+    config.optimizer.warmup_start = 0.01  # times alpha, then linear per step; released code
+    config.optimizer.decay_epochs = (40, 70)
+    config.optimizer.decay = 0.1
+
+    config.loss = ConfigDict()
+    config.loss.base = BASE_LOSSES  # Eq. 4; Table 3 has rows with cross_entropy alone
+    config.loss.smoothing = 0.1  # Sec. 4.1
+    config.loss.margin = 0.3  # Sec. 4.1
+    config.loss.scatter_normalize_first = official  # centroid of L2-normalised features (released code)
+
+    config.meta = ConfigDict()
+    config.meta.beta_low = 1e-4 if official else 1e-3  # Sec. 4.1; the released code multiplies the cycle by 0.1
+    config.meta.beta_high = 1e-2 if official else 1e-1
+    config.meta.beta_epochs = 5  # one cycle; released code
+    config.meta.gamma = 0.1  # Sec. 4.1
+    config.meta.train_losses = META_TRAIN_LOSSES  # Eq. 8; Table 2 has rows with fewer
+    config.meta.test_losses = META_TEST_LOSSES  # Eq. 10; () leaves the cross-entropy below alone, as in Table 2
+    config.meta.start = 9 if official else 0  # the first step that meta-updates: 10 base updates come before
+    config.meta.cross_entropy = False  # in both meta losses too, as the supplement has it for a single source
+    # straight_through | plain: the gradient of the inner step's clip, see algorithm.clip_straight_through
+    config.meta.clip = "straight_through"
+    config.meta.first_order = True  # Sec. 4.1; False for the exact meta-gradient
+
+    config.epochs = 100  # Sec. 4.1
+    config.steps_per_epoch = 0  # 0: every image once, each identity's padded to a multiple of images_per_id
+    config.steps_per_dispatch = 1  # in one program, where the set is resident; small nets wait for the host otherwise
+    config.log_every = 50  # steps
+    config.selection = "last"  # last | source_val: the checkpoint best on held-out source identities
+    config.val_fraction = 0.1  # of each source's identities, held out when selection is source_val
+
+    config.eval = ConfigDict()
+    config.eval.metric = "cosine"  # released code
+    config.eval.policy = "cross-camera"  # cross-camera (Market-1501's protocol) | ignore
+    config.eval.batch_size = 128
+    config.eval.rerank = False  # k-reciprocal re-ranking (arXiv 1701.08398) with its k1 = 20, k2 = 6, lambda = 0.3
+    config.eval.query_expansion = 0  # the k of alpha-weighted query expansion (arXiv 1711.02512), alpha = 3; 0 = none
+    config.eval.far = 1e-3  # false accept rate of the verification; a common operating point, not of the paper
+    return config
+
+
+def override(config: ConfigDict, field: str, text: str) -> None:
+    """Sets the field named by its path ('data.height') to what `text` says. Raises ValueError."""
+    example = get(metabin(), field)
+    if isinstance(example, ConfigDict):
+        raise UserError(f"config.{field} is a group: set its fields, such as config.{field}.{next(iter(example))}")
+    if field == "preset":
+        raise UserError("config.preset only records the choice: make it by --config=FILE:PRESET")
+    try:
+        value = _parse(text, type(example))
+    except (KeyError, SyntaxError, ValueError):
+        raise UserError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
+    group, _, name = field.rpartition(".")
+    (get(config, group) if group else config)[name] = value
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind is not tuple:
+        return kind(text)
+    if text.isidentifier():
+        return (text,)
+    value = ast.literal_eval(text)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError with one sentence for the first value that cannot work. Reads no data."""
+    check_fields(config, metabin(), "config")
+    one_of(config, "method", METHODS)
+    one_of(config, "data.source", SOURCES)
+    one_of(config, "init_in_affine", IN_AFFINES)
+    one_of(config, "data.domain_by", DOMAINS_BY)
+    one_of(config, "batch.sampling", SAMPLINGS)
+    one_of(config, "selection", SELECTIONS)
+    one_of(config, "eval.policy", POLICIES)
+    one_of(config, "eval.metric", METRICS)
+    one_of(config, "meta.clip", CLIPS)
+    one_of(config, "model.dtype", DTYPES)
+    one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
+    try:
+        reid.create(config.model.name, num_classes=1)
+    except ValueError as error:
+        raise UserError(f"config.model.name: {error}") from None
+    for low, fields in LEAST.items():
+        for field in fields:
+            at_least(config, field, low)
+    for field in ("optimizer.momentum", "loss.smoothing"):
+        if get(config, field) >= 1:
+            raise UserError(f"config.{field} must be less than 1; got {get(config, field)}")
+    at_least(config, "meta.beta_high", config.meta.beta_low)
+    if config.selection == "source_val" and not 0 < config.val_fraction < 1:
+        raise UserError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
+    if not 0 < config.eval.far < 1:
+        raise UserError(f"config.eval.far must lie between 0 and 1; got {config.eval.far}")
+    if (config.eval.rerank or config.eval.query_expansion) and config.eval.metric != "cosine":
+        raise UserError(
+            f"config.eval.metric is {config.eval.metric!r}, but re-ranking and query expansion know only directions: "
+            "choose cosine"
+        )
+    if config.steps_per_dispatch > 1 and not config.data.resident:
+        raise UserError(
+            f"config.steps_per_dispatch is {config.steps_per_dispatch}, but images from the host come step by step: "
+            "set it to 1, or --config.data.resident=True"
+        )
+    if config.data.source != "synthetic" and not config.data.path:
+        raise UserError(
+            f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
+        )
+    some_of(config, "data.train_splits", SPLITS)
+    some_of(config, "loss.base", BASE_LOSSES)
+    some_of(config, "meta.train_losses", META_TRAIN_LOSSES, or_none=config.meta.cross_entropy)
+    some_of(config, "meta.test_losses", META_TEST_LOSSES, or_none=config.meta.cross_entropy)
+    if config.data.protocol:
+        _check_protocol(config)
+    for field in ("data.train_domains", "data.eval_domains"):
+        names = get(config, field)
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise UserError(f"config.{field} must name domains, each once; got {names!r}")
+    if not all(isinstance(epoch, int | float) for epoch in config.optimizer.decay_epochs):
+        raise UserError(f"config.optimizer.decay_epochs must hold numbers; got {config.optimizer.decay_epochs!r}")
+
+
+def _check_protocol(config: ConfigDict) -> None:
+    """That published numbers do not come to stand beside those of another benchmark."""
+    data, protocol = config.data, protocols.load(config.data.protocol)
+    for field, value, expected in (
+        ("train_domains", data.train_domains, protocol.sources),
+        ("train_splits", data.train_splits, protocol.source_splits),
+        ("domain_by", data.domain_by, protocol.domain_by),
+    ):
+        if value != expected:
+            raise UserError(
+                f"config.data.{field} is {value!r}, but {expected!r} in the protocol {protocol.name}: for an "
+                "experiment of your own, set config.data.protocol to ''"
+            )
+    others = sorted(set(data.eval_domains) - set(protocol.targets))
+    if others:
+        raise UserError(
+            f"config.data.eval_domains has {others[0]!r}, which is no target of the protocol {protocol.name} "
+            f"({', '.join(protocol.targets)}): leave it out, or set config.data.protocol to ''"
+        )

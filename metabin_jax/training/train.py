@@ -1,0 +1,167 @@
+"""Training of a config in a workdir."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from metabin_jax.algorithm import Batch, Metrics, TrainState
+from metabin_jax.data import resident
+from metabin_jax.data.augment import augment
+from metabin_jax.data.pipeline import StepBatches, batches
+from metabin_jax.runtime.compilation import compile_ahead, use_compilation_cache
+from metabin_jax.runtime.devices import Placement, check_shared, say, shapes_on
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.platforms import tracing_for
+from metabin_jax.runtime.runlog import MetricsWriter
+from metabin_jax.training.build import Run, alpha_schedule, build, load_images, resolve, with_weights
+from metabin_jax.training.checkpoint import Checkpoints, has_checkpoint
+from metabin_jax.training.evaluate import evaluate_checkpoint, read_targets, source_score
+from metabin_jax.training.workdir import check_workdir, describe_run
+
+
+def make_step(run: Run, platform: str = "") -> functools.partial[tuple[TrainState, Metrics]]:
+    """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated.
+
+    platform: for which it is made; default: where JAX computes.
+    """
+    alpha = alpha_schedule(run.config.optimizer, run.steps_per_epoch)
+
+    def step_fn(state: TrainState, raw: StepBatches, key: jax.Array) -> tuple[TrainState, Metrics]:
+        ready = prepare(jax.random.fold_in(key, state.step), raw, run.config.data.pad)
+        with tracing_for(platform or jax.default_backend()):
+            after, metrics = run.learner.train_step(state, *ready)
+        return after, metrics | rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
+
+    # The key is an argument, and not part of the program, so that runs of other seeds find it compiled.
+    return functools.partial(jax.jit(step_fn, donate_argnums=0), key=jax.random.key(run.config.seed))
+
+
+def prepare(key: jax.Array, raw: StepBatches, pad: int) -> list[Any]:
+    """X_B, X_S and X_T of a step, whose key this is, as Batch: augmented; None for those that it does not have."""
+
+    def ready(key: jax.Array, batch: Any) -> Batch | None:
+        # The net may have the same key: a layer that draws mixes its name into it.
+        return None if batch is None else Batch(augment(key, batch.image, pad), batch.pid, batch.domain, key)
+
+    return [ready(*each) for each in zip(jax.random.split(key, 3), raw, strict=True)]
+
+
+def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
+    """Mean of rho over the channels of each stage of the backbone; nothing for a model without rho."""
+    stages: dict[str, list[jax.Array]] = {}
+    for layer, values in rho.get("backbone", {}).items():
+        stage = layer.split("_")[0]
+        stages.setdefault(stage, []).extend(leaf.ravel() for leaf in jax.tree.leaves(values))
+    return {f"rho/{stage}": jnp.concatenate(leaves).mean() for stage, leaves in stages.items()}
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains in `workdir`, going on where a run of the same config stopped, and evaluates on the targets.
+
+    Writes config.json, environment.json, metrics.jsonl, TensorBoard events, checkpoints/ and evaluation.json, which is
+    also returned (see `evaluate`). Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
+    """
+    use_compilation_cache()
+    workdir = Path(workdir).expanduser()
+    config = resolve(config)
+    check_workdir(config, workdir)
+    run, targets = build(config), read_targets(config)
+    placement = Placement.over(jax.devices())
+    check_divisible(run, placement.whole.num_devices)
+    if config.data.resident:
+        resident.check_fits(len(run.data.records), (config.data.height, config.data.width), jax.local_devices()[0])
+    if config.init and not has_checkpoint(workdir):
+        with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
+    images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
+    describe_run(config, workdir)
+    check_shared(workdir / "config.json")
+    total = config.epochs * run.steps_per_epoch
+    step_fn, compiled = make_step(run), set()
+    with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
+        state = first_state(run, checkpoints, placement.whole)
+        start = int(state.step)
+        if start < total:
+            say(f"{describe(run)}: from step {start} to {total}, compiling first")
+            if config.data.resident:
+                dataset = resident.put(images, run.data.pid, run.data.domain, placement.whole)
+                step_fn = resident.several_steps(step_fn, dataset)
+        step = start
+        with MetricsWriter(workdir, start, total, config.log_every) as writer:
+            for raw in read_batches(run, images, start, total):
+                batch = placement.put(raw)
+                if batch.num_steps not in compiled:
+                    compile_ahead(step_fn.func, state, batch, **step_fn.keywords)
+                    compiled.add(batch.num_steps)
+                state, metrics = step_fn(state, batch)
+                step += batch.num_steps
+                writer.step(step, metrics, batch.num_images, batch.num_steps)
+                if step % run.steps_per_epoch == 0:
+                    writer.flush()
+                    score = None
+                    if run.data.held_out:
+                        score = source_score(run, images, state)
+                        writer.write(step, {"source_mAP": score})
+                    checkpoints.save(state, score)
+        return evaluate_checkpoint(config, workdir, checkpoints, targets, target_images)
+
+
+def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> TrainState:
+    """The latest checkpoint or, without one, a fresh state, with the weights that the config names."""
+    step = checkpoints.latest_step()
+    if step:
+        shapes = jax.eval_shape(run.init)
+        return checkpoints.restore(shapes_on(sharding, shapes), step)
+    state = run.init()
+    if run.config.init:
+        state, report = with_weights(run.config, state)
+        say(f"{run.config.init}: {report}")
+    return jax.device_put(state, sharding)
+
+
+def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches | resident.StepRows]:
+    """The batches of steps start to stop - 1 or, of a resident set, their rows; of each, what this process needs."""
+    data, own, meta = run.data, Placement.over(jax.devices()).own, None
+
+    def base(step: int) -> np.ndarray:
+        return own(run.base.base(step))
+
+    if sampler := run.meta:
+
+        def meta(step: int) -> tuple[np.ndarray, np.ndarray]:
+            meta_train, meta_test = sampler.meta(step)
+            return own(meta_train), own(meta_test)
+
+    if run.config.data.resident:
+        spans = resident.cut(start, stop, run.config.steps_per_dispatch, run.steps_per_epoch)
+        return resident.step_rows(base, meta, spans)
+    return batches(images, data.pid, data.domain, base, meta, start, stop)
+
+
+def describe(run: Run) -> str:
+    """What is trained, on what, and how its domains are split."""
+    domains = run.data.domains
+    words = f"{run.config.method} on {run.data.num_ids} identities of {len(domains)} domains ({'; '.join(domains)})"
+    if run.meta:
+        count = run.meta.num_meta_train
+        words += f", {count} meta-train and {len(domains) - count} meta-test"
+        if count == 1 and "mldg" not in run.config.method and "shuffle" in run.config.meta.train_losses:
+            words += ", without the shuffle loss, which needs two meta-train domains"
+    return words
+
+
+def check_divisible(run: Run, num_devices: int) -> None:
+    """Raises ValueError if a batch cannot be cut into equal parts, one per device."""
+    meta = run.meta.meta(0) if run.meta else ()
+    for name, rows in zip(("base", "meta-train", "meta-test"), (run.base.base(0), *meta), strict=False):
+        if len(rows) % num_devices:
+            raise UserError(
+                f"the {name} batch of {len(rows)} images does not divide over {num_devices} devices: "
+                "change config.batch or use fewer devices"
+            )

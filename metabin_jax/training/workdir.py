@@ -1,0 +1,66 @@
+"""The workdir of a run: its config, which a resumed run must share, and the record of its starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.files import read_json, write_json
+from metabin_jax.runtime.runlog import environment
+
+# What may change between a run and its resumption.
+RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir", "data.resident", "steps_per_dispatch")
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError if `workdir` is a file or holds a run of another config."""
+    if workdir.is_file():
+        raise UserError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
+    path = workdir / "config.json"
+    if path.exists():
+        _check_same(read_json(path), settings(config), workdir)
+
+
+def describe_run(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, and adds this start of the run to environment.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", settings(config))
+    path = workdir / "environment.json"
+    starts = read_json(path) if path.exists() else []
+    write_json(path, [*starts, environment()])
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config of the run in `workdir`. Raises FileNotFoundError where there is none."""
+    path = Path(workdir).expanduser() / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train")
+    return ConfigDict(_lists_to_tuples(read_json(path)))
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lists_to_tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def settings(config: ConfigDict) -> dict:
+    """The config as JSON knows it."""
+    return json.loads(config.to_json())
+
+
+def _check_same(before: dict, now: dict, workdir: Path, prefix: str = "") -> None:
+    for name in sorted(before.keys() | now.keys()):
+        field = prefix + name
+        old, new = before.get(name), now.get(name)
+        if field in RESUMABLE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_same(old, new, workdir, field + ".")
+        else:
+            raise UserError(
+                f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, "
+                "or the old value"
+            )

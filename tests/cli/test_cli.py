@@ -1,0 +1,293 @@
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metabin_jax import cli
+from metabin_jax.cli.options import load_config
+from metabin_jax.data import synthetic
+from metabin_jax.models import reid
+from metabin_jax.runtime import devices
+from metabin_jax.training import evaluate, train
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OWN = "from metabin_jax.config import metabin\n\ndef get_config():\n    c = metabin()\n"
+DEMO = f"--config={CONFIGS / 'demo.py'}"
+
+
+def run(capsys, *arguments):
+    """Exit status, stdout, stderr."""
+    status = cli.main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def refused(capsys, *arguments):
+    """The sentence on stderr of a command that must fail with exit status 2 and nothing on stdout."""
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("metabin") and err.endswith("\n") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Training and evaluation replaced by a record of what they are asked for."""
+    calls = []
+
+    def stub(config, workdir):
+        calls.append((config, workdir))
+        return {"step": 3, "targets": {}}
+
+    monkeypatch.setattr(train, "train", stub)
+    monkeypatch.setattr(evaluate, "evaluate", stub)
+    return calls
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help(capsys, arguments):
+    status, out, err = run(capsys, *arguments)
+    assert (status, err) == (0, "")
+    assert all(command in out for command in cli.COMMANDS)
+
+
+OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.data.path=DIR")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", (*OPTIONS, "--distributed")),
+        ("evaluate", (*OPTIONS, "--distributed")),
+        ("report", ("RUN", "--output=FILE", *OPTIONS[1:])),
+        ("prepare", ("NAME", "--manual_dir=DIR", "--data_dir=DIR", "--allow_incomplete", "market1501")),
+        ("embed", ("PATH", "--checkpoint=RUN", "--output=", "exit status is 1")),
+        ("search", ("--query=", "--gallery=", "--checkpoint=RUN", "-k 10", "--threshold=", "--output=")),
+        ("calibrate", ("IMAGES", "--checkpoint=RUN", "--far=0.001", "--output=")),
+        ("doctor", ("PATH",)),
+    ],
+)
+def test_help_of_a_command(capsys, command, options):
+    status, out, err = run(capsys, command, "--workdir=x", "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: metabin {command} ")
+    for option in options:
+        assert option in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_every_config_of_the_help_exists():
+    names = ("metabin", "benchmark", "folder", "finetune", "demo")
+    for name in names:
+        assert f"--config=configs/{name}.py" in cli.TRAIN_HELP
+        assert (CONFIGS / f"{name}.py").is_file()
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(names)
+
+
+def test_a_process_refuses_with_status_2():
+    command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
+    result = subprocess.run([*command, "trian"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    commands = "train, evaluate, report, prepare, export, embed, search, calibrate, doctor, plan"
+    assert result.stderr == f"metabin: there is no command 'trian'; choose from {commands}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir={dir}/run"], "the following arguments are required: --config; --help shows"),
+        ([DEMO], "the following arguments are required: --workdir"),
+        ([DEMO, "--workdir"], "--workdir: expected one argument"),
+        ([DEMO, "--workdir={dir}/run", "--foo=1"], "'--foo=1' is not an option: they are --config=..., --workdir=..."),
+        ([DEMO, "--workdir={dir}/run", "--config.epochs", "3"], "'--config.epochs' is not an option"),
+        ([DEMO, "--workdir={dir}/run", "extra"], "'extra' is not an option"),
+        (["--config={dir}/no.py", "--workdir={dir}/run"], "no.py does not exist"),
+        ([f"{DEMO}:papre", "--workdir={dir}/run"], "the preset must be one of paper, official; got 'papre'"),
+        ([DEMO, "--workdir={dir}/run", "--config.optimizer.alhpa=1"], "did you mean alpha?"),
+        ([DEMO, "--workdir={dir}/run", "--config.epochs=1.5"], "config.epochs must be a whole number; got '1.5'"),
+        ([DEMO, "--workdir={dir}/run", "--config.method=metabn"], "config.method must be one of bn, in, half"),
+        ([DEMO, "--workdir={dir}/run", "--config.model.name=vit"], "config.model.name: model must be mobilenetv2_W"),
+        ([DEMO, "--workdir={dir}/run", "--config.data.height=16"], "config.data.height must be 32 or more; got 16"),
+        ([DEMO, "--workdir={dir}/run", "--config.data.eval_domains=moon"], "there is no domain 'moon' in the data"),
+        ([DEMO, "--workdir={dir}/run", "--config.batch.meta_train_domains=-1"], "meta_train_domains must be 0 or more"),
+        ([DEMO, "--workdir={dir}/run", "--config.data.domain_by=shop"], "data.domain_by must be one of source, camera"),
+        ([DEMO, "--workdir={dir}/run", "--config.batch.meta_train_domains=5"], "there are 5 source domains"),
+        ([DEMO, "--workdir={dir}/run", "--config.batch.ids_per_domain=41"], "Domain plaza has 40 identities to train"),
+        ([DEMO, "--workdir={dir}/run", "--config.data.source=folder"], "config.data.path is empty"),
+        (
+            [DEMO, "--workdir={dir}/run", "--config.data.source=folder", "--config.data.path={dir}/no"],
+            "no does not exist or is not a folder",
+        ),
+        (
+            [DEMO, "--workdir={dir}/run", "--config.data.source=csv", "--config.data.path={dir}/no.csv"],
+            "no.csv does not exist",
+        ),
+        ([DEMO, "--workdir={dir}/file"], "file is a file: --workdir must name a folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_no_workdir(capsys, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    err = refused(capsys, "train", *(argument.format(dir=tmp_path) for argument in arguments))
+    assert err.startswith("metabin train: ")
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from metabin_jax.config import metabin\n\ndef get_config(:", "SyntaxError"),
+        ("import nothing_of_that_name", "line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("x = 1", "KeyError: 'get_config'"),
+        (
+            f"{OWN}    c.seed = 'x'\n    return c",
+            "line 5: TypeError",
+        ),
+        (
+            f"{OWN}    c.sed = 1\n    return c",
+            "config has no field 'sed': did you mean seed?",
+        ),
+        ("def get_config():\n    return {}", "get_config() must return a ConfigDict"),
+    ],
+)
+def test_a_config_file_of_ones_own_with_a_mistake(capsys, tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    err = refused(capsys, "train", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert message in err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_options_reach_the_config(capsys, tmp_path, trained):
+    options = ["--config", CONFIGS / "metabin.py:official", "--workdir", tmp_path, "--config.optimizer.alpha=1"]
+    status, out, _ = run(capsys, "train", *options, "--config.data.path=a=b", "--config.data.eval_domains=('x', 'y')")
+    assert status == 0
+    assert out == f"step 3; metrics, checkpoints, and evaluation.json are in {tmp_path}\n"
+    ((config, workdir),) = trained
+    assert workdir == str(tmp_path)
+    assert (config.preset, config.optimizer.alpha, config.data.path) == ("official", 1.0, "a=b")
+    assert config.data.eval_domains == ("x", "y")
+
+
+def test_results_are_printed(capsys):
+    pairs = {"tpr": 0.876, "far": 0.00098, "threshold": 0.51239, "num_positive": 20, "num_negative": 3000}
+    no_pairs = {"tpr": None, "far": None, "threshold": None, "num_positive": 0, "num_negative": 9}
+    targets = {
+        "a": {"unmatched": [], "verification": pairs},
+        "b": {"unmatched": list("pqrs"), "verification": pairs},
+        "c": {"unmatched": ["p"], "verification": no_pairs},
+    }
+    some, nothing = {"mean": 0.5, "std": None, "low": 0.4, "high": 0.6}, dict.fromkeys(("mean", "std", "low", "high"))
+    metrics = ("R-1", "R-5", "R-10", "mAP", "mINP")
+    measured = {
+        name: dict.fromkeys(metrics, nothing if name == "c" else some) | {"splits": 1, "queries": 7} for name in "abc"
+    }
+    benchmark = {"results": measured, "published_percent": [], "notes": ["a note"]}
+    cli._print_results({"step": 3, "targets": targets, "benchmark": benchmark}, "w")
+    verified = "verification: TPR 87.6 % at FAR 0.098 %, threshold 0.512 (20 positive, 3,000 negative pairs)"
+    number = "50.0 [40.0, 60.0]"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["target", "result", *metrics, "splits", "queries"],
+        ["a", "ours", *number.split(), "50.0", "50.0", *number.split(), "50.0", "1", "7"],
+        ["b", "ours", *number.split(), "50.0", "50.0", *number.split(), "50.0", "1", "7"],
+        ["c", "ours", *["n/a"] * 5, "1", "7"],
+    ]
+    assert lines[4:] == [
+        "",
+        "a note",
+        "",
+        f"a: {verified}",
+        "b: 4 queries have no valid match and do not count: p, q, r, ...",
+        f"b: {verified}",
+        "c: 1 queries have no valid match and do not count: p",
+        "c: verification: TPR n/a at FAR n/a, threshold n/a (0 positive, 9 negative pairs)",
+        "step 3; metrics, checkpoints, evaluation.json and evaluation.md are in w",
+    ]
+
+
+@pytest.mark.parametrize("flags", [[], ["--distributed"]])
+def test_other_processes_are_looked_for_first_where_asked(capsys, tmp_path, trained, monkeypatch, flags):
+    monkeypatch.setattr(devices, "start", lambda: trained.append("start"))
+    assert run(capsys, "train", DEMO, *flags, f"--workdir={tmp_path}")[0] == 0
+    assert trained[:-1] == ["start"] * len(flags)
+
+
+def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
+    """Through JSON, which knows no tuples."""
+    run(capsys, "train", DEMO, f"--workdir={tmp_path}", "--config.optimizer.alpha=1")
+    (config, _) = trained.pop()
+    train.describe_run(config, tmp_path)
+    status, _, _ = run(capsys, "evaluate", "--workdir", tmp_path)
+    assert status == 0
+    assert trained.pop()[0] == config
+
+    overrides = (
+        "--config.data.eval_domains=('mall', 'plaza')",
+        "--config.data.train_domains=mall",
+        "--config.eval.policy=ignore",
+    )
+    assert run(capsys, "evaluate", *overrides, f"--workdir={tmp_path}")[0] == 0
+    changed, _ = trained.pop()
+    assert changed.data.eval_domains == ("mall", "plaza")
+    assert changed.data.train_domains == ("mall",)  # an empty tuple takes any
+    assert changed.eval.policy == "ignore"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --workdir"),
+        (["--workdir="], "argument --workdir: must not be empty"),
+        (["--workdir={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
+        (["--workdir={dir}/run"], "holds no checkpoint: train there first"),
+        (["--workdir={dir}/run", DEMO], "is not an option: they are --workdir=..., --config.FIELD=..."),
+        (["--workdir={dir}/run", "--config.method=bn"], "config.method was fixed by the training"),
+        (["--workdir={dir}/run", "--config.model.name=tiny"], "config.model.name was fixed by the training"),
+        (["--workdir={dir}/run", "--config.eval.polcy=ignore"], "did you mean policy?"),
+        (["--workdir={dir}/run", "--config.eval.policy=x"], "config.eval.policy must be one of"),
+        (["--workdir={dir}/run", "--config.data.eval_domains=()"], "config.data.eval_domains is empty"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence_and_no_change(capsys, tmp_path, arguments, message):
+    train.describe_run(load_config(str(CONFIGS / "demo.py")), tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    err = refused(capsys, "evaluate", *(argument.format(dir=tmp_path) for argument in arguments))
+    assert err.startswith("metabin evaluate: ")
+    assert message in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_bug_keeps_its_traceback(capsys, tmp_path, monkeypatch):
+    """What a library refuses was our mistake: hiding where would help nobody."""
+    monkeypatch.setattr(train, "train", lambda config, workdir: json.loads("{"))
+    with pytest.raises(ValueError, match="Expecting property name"):
+        cli.main(["train", DEMO, f"--workdir={tmp_path}"])
+    monkeypatch.setattr(train, "train", lambda config, workdir: Path("/no/such/file").read_text())
+    assert "No such file or directory: '/no/such/file'" in refused(capsys, "train", DEMO, f"--workdir={tmp_path}")
+
+
+def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
+    """The demo, but for a net of little more than a stem and a few images."""
+    monkeypatch.setattr(reid, "TINY", {"stages": (), "stem": 4, "head": 8})
+    for name in ("generate", "list_records"):
+        few = functools.partial(getattr(synthetic, name), ids_per_domain=2, images_per_id=4)
+        monkeypatch.setattr(synthetic, name, few)
+    small = ("model.name=tiny", "data.height=32", "batch.ids_per_domain=2", "batch.images_per_id=2")
+    options = [f"--config.{option}" for option in ("epochs=1", "steps_per_epoch=2", *small)]
+    status, out, err = run(capsys, "train", DEMO, f"--workdir={tmp_path}", *options)
+    assert status == 0
+    assert "\nunderpass  ours" in out and out.endswith(f"evaluation.md are in {tmp_path}\n")
+    assert "step 2/2  base loss" in err
+    assert "Traceback" not in err and "WARNING" not in err
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+
+    status, out, err = run(capsys, "evaluate", f"--workdir={tmp_path}", "--config.data.eval_domains=('mall',)")
+    assert (status, err) == (0, "")
+    assert "\nmall    ours" in out
+    assert list(json.loads((tmp_path / "evaluation.json").read_text())["targets"]) == ["mall"]
+
+    assert run(capsys, "evaluate", f"--workdir={tmp_path}")[0] == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == saved

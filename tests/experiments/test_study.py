@@ -1,0 +1,271 @@
+"""A study's runs: each once, whatever happens to it on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stub_work import leave_mark
+from tiny_run import draw_folder
+
+from experiments import demo, study, table4
+from experiments.settings import Setting
+from experiments.study import Job, Study, main, read, run_study
+from experiments.tables import Row
+from metabin_jax.training.config import check
+
+ROWS = [Row(name, {"method": name}) for name in ("bn", "metabin")]
+DRAWN = Setting("synthetic")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Training replaced by a record of what it is asked for; R-1 and mAP tell the runs apart."""
+    calls = []
+
+    def stub(config, workdir):
+        check(config)
+        calls.append((config.seed, *config.data.eval_domains, config.method, workdir.name))
+        scores = {"R-1": len(calls) / 100, "mAP": len(calls) / 200, "queries": 5, "mINP": 0.0}
+        return {"targets": {config.data.eval_domains[0]: scores}}
+
+    monkeypatch.setattr(study, "train", stub)
+    return calls
+
+
+def run_main(monkeypatch, of, *arguments):
+    monkeypatch.setattr("sys.argv", ["study", *map(str, arguments)])
+    main(of)
+
+
+def marks(workdir):
+    return [line.split()[:3] for line in (workdir / "marks").read_text().splitlines()]
+
+
+def test_a_study_runs_every_row_once(trained, tmp_path):
+    setting = Setting("folder", str(tmp_path))
+    lines = run_study(ROWS, setting, [0, 1, 0], tmp_path, ["x", "y", "x"])
+    assert trained == [
+        (seed, target, method, f"{target}-method-{method}-{seed}")
+        for seed in (0, 1)
+        for method in ("bn", "metabin")
+        for target in ("x", "y")
+    ]
+    assert lines[0] == {"run": "method=bn", "target": "x", "seed": 0, "R-1": 0.01, "mAP": 0.005, "queries": 5}
+    assert read(tmp_path / "results.jsonl") == lines
+    assert run_study(ROWS[:1], setting, [1], tmp_path, ["y", "x"]) == lines
+    assert len(trained) == 8
+
+
+def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+    rows = [Row(name, {"method": name}) for name in ("bn", "in", "bin")]
+    work = study.train
+
+    def dying(config, workdir):
+        if len(trained) == 2:
+            raise Killed
+        return work(config, workdir)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(study, "train", dying)
+        run_study(rows, DRAWN, [0], tmp_path)
+    assert len(read(tmp_path / "results.jsonl")) == 2
+    run_study(rows, DRAWN, [0], tmp_path)
+    assert [method for _, _, method, _ in trained] == ["bn", "in", "bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "results.jsonl", "setting.json"]
+
+
+def test_a_workdir_has_results_of_one_setting(trained, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    run_study([], DRAWN, [0], tmp_path / "w", ["x"])  # which has no result
+    run_study(ROWS, Setting("folder", str(tmp_path / "a")), [0], tmp_path / "w", ["x"])
+    run_study(ROWS, Setting("folder", str(tmp_path / "b/../a")), [1], tmp_path / "w", ["x"])
+    assert len(trained) == 4
+    for other in (Setting("folder", str(tmp_path / "b")), Setting("folder", str(tmp_path / "a"), smoke=True), DRAWN):
+        with pytest.raises(ValueError, match=r"w has results of another setting, .*: choose another --workdir"):
+            run_study(ROWS, other, [2], tmp_path / "w", ["x"])
+    assert len(trained) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"), [([], 1), (["--smoke"], 2), (["--smoke", "--jobs=1"], 1), (["--jobs=3"], 3)]
+)
+def test_only_a_smoke_run_takes_two_processes_by_itself(arguments, jobs, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["study", *arguments])
+    assert study.parse(study.command_line("x", "")).jobs == jobs
+
+
+def test_several_processes_neither_lose_nor_repeat_a_row(tmp_path):
+    rows = [Row(name, {"method": name}) for name in ("a", "b", "c")]
+    lines = run_study(rows, DRAWN, [0, 1], tmp_path, ["x", "y"], jobs=2, work=leave_mark)
+    expected = sorted([row, target, str(seed)] for row in "abc" for target in "xy" for seed in (0, 1))
+    assert sorted(marks(tmp_path)) == expected
+    assert (
+        sorted([line["run"].removeprefix("method="), line["target"], str(line["seed"])] for line in lines) == expected
+    )
+    assert read(tmp_path / "results.jsonl") == lines
+    workers = {line.split()[3] for line in (tmp_path / "marks").read_text().splitlines()}
+    assert len(workers) == 2 and str(os.getpid()) not in workers
+
+
+def test_a_row_that_fails_keeps_what_was_done_and_stops_the_rest(tmp_path):
+    rows = [Row(name, {"method": name}) for name in ("a", "bad", *"cdefghijkl")]
+    with pytest.raises(ValueError, match="this row cannot work"):
+        run_study(rows, DRAWN, [0], tmp_path, ["x"], jobs=2, work=leave_mark)
+    kept = [
+        [line["run"].removeprefix("method="), line["target"], str(line["seed"])]
+        for line in read(tmp_path / "results.jsonl")
+    ]
+    assert sorted(kept) == sorted(marks(tmp_path))
+    assert ["a", "x", "0"] in kept and len(kept) < len(rows) - 1
+
+
+def test_a_killed_study_takes_its_workers_along_and_goes_on(tmp_path):
+    rows = "[Row(name, {'method': name}) for name in ('a', 'slow', 'b', 'c')]"
+    code = (
+        "if __name__ == '__main__':\n"
+        "    from pathlib import Path; from stub_work import leave_mark\n"
+        "    from experiments.study import Row, Setting, run_study\n"
+        f"    run_study({rows}, Setting('synthetic'), [0, 1], Path({str(tmp_path)!r}), jobs=2, work=leave_mark)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen([sys.executable, str(script)], env=environment)
+    log = tmp_path / "results.jsonl"
+    try:
+        # Both workers end up in the slow row, of one seed each.
+        _until(lambda: len(read(log)) == 4 and process.poll() is None)
+        with pytest.raises(ValueError, match="another study runs in"):
+            run_study(ROWS, DRAWN, [0], tmp_path)
+        workers = {int(line.split()[3]) for line in (tmp_path / "marks").read_text().splitlines()}
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _until(lambda: not any(_alive(worker) for worker in workers))
+
+    assert log.read_bytes().endswith(b"\n") and len(read(log)) == len(marks(tmp_path)) == 4
+    (tmp_path / "hurry").touch()
+    lines = run_study(
+        [Row(name, {"method": name}) for name in ("a", "slow", "b", "c")], DRAWN, [0, 1], tmp_path, work=leave_mark
+    )
+    done = sorted([row, "underpass", str(seed)] for row in ("a", "b", "c", "slow") for seed in (0, 1))
+    assert sorted(marks(tmp_path)) == done
+    assert read(log) == lines and len(lines) == 8
+
+
+def _until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_one_run_needs_no_process(tmp_path):
+    def work(job):  # which another process could not be given
+        return {"run": job.row.run, "target": job.target, "seed": job.seed, "process": os.getpid()}
+
+    assert run_study(ROWS[:1], DRAWN, [0], tmp_path, jobs=2, work=work)[0]["process"] == os.getpid()
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    log = tmp_path / "results.jsonl"
+    log.write_text('{"row": "bn"}\n{"row": "b')
+    with pytest.raises(ValueError, match=r"results\.jsonl has a line that is not JSON"):
+        read(log)
+    assert read(tmp_path / "nothing.jsonl") == []
+
+
+def test_the_command_leaves_every_domain_of_a_folder_out_in_turn(trained, tmp_path, monkeypatch, capsys):
+    data = draw_folder(tmp_path / "data", ("b", "a"))
+    (data / ".hidden").mkdir()
+    arguments = ["--data=folder", f"--path={data}", f"--workdir={tmp_path / 'w'}", "--seeds", 3, "--rows", "MetaBIN"]
+    run_main(monkeypatch, table4.STUDY, *arguments)
+    assert trained == [(3, name, "metabin", f"{name}-method-metabin-3") for name in "ab"]
+    out = capsys.readouterr().out
+    assert out.startswith("| row | a | b | mean | seeds | paper (reported) |\n")
+    assert "difference" not in out  # of one row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=folder"], "table4: --data=folder needs --path"),
+        (["--data=finetune", "--path=x"], "table4: --data=finetune needs --init"),
+        (["--data=folder", "--path=/nowhere"], "table4: Data folder /nowhere does not exist"),
+        (["--data=paper", "--targets", "viper"], "--targets: the paper's sets are evaluated together"),
+        (["--data=paper", "--path=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_the_command_needs_is_said_in_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(monkeypatch, table4.STUDY, f"--workdir={tmp_path}", *arguments)
+    assert stop.value.code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in last
+
+
+def test_the_table_of_the_paper_comes_with_its_source(trained, tmp_path, monkeypatch, capsys):
+    rows = (Row("BN", {"method": "bn"}, (50.9, 59.5)), Row("own", {"method": "metabin"}, (1.0, 2.0), supervised=True))
+    monkeypatch.setattr(Setting, "halve", lambda self, target, workdir: None)
+    run_main(monkeypatch, Study("x", rows, [("BN", "own")], "Table 9"), f"--workdir={tmp_path}", "--seeds", 0, 1)
+    unseen, supervised, words, tests, how, source = capsys.readouterr().out.strip().split("\n\n")
+    assert unseen.endswith("| BN | 2.0 ± 1.4 / 1.0 ± 0.7 | 2 | 50.9 / 59.5 |")
+    assert supervised.endswith("| own | 3.0 ± 1.4 / 1.5 ± 0.7 | 2 | 1.0 / 2.0 |")
+    assert words == "R-1 / mAP in %, mean ± standard deviation over seeds."
+    assert tests.splitlines()[2:] == ["| BN - own | -1.0 | - | -0.5 | - | 2 |"]
+    assert "paired t test" in how
+    assert source == "paper (reported): Table 9, with its net on its data; not measured here."
+
+
+def test_the_demo_compares_on_the_last_network(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "WORKDIR", tmp_path)
+    demo.main()
+    assert [call[:3] for call in trained] == [(0, "underpass", "bn"), (0, "underpass", "metabin")]
+    out = capsys.readouterr().out
+    assert "| MetaBIN | 2.0 / 1.0 | 1 |" in out
+    assert str(tmp_path) in out
+    assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["run"] == "method=bn"
+
+
+def test_a_run_over_several_sets_counts_as_their_mean(monkeypatch, tmp_path):
+    targets = {"a": {"R-1": 0.2, "mAP": 0.1, "queries": 3}, "b": {"R-1": 0.4, "mAP": 0.3, "queries": 4}}
+    monkeypatch.setattr(study, "train", lambda config, workdir: {"targets": targets})
+    line = study.run_job(Job(ROWS[0], "paper", 7, Setting("paper"), tmp_path))
+    assert line == {
+        "run": "method=bn", "target": "paper", "seed": 7,
+        "R-1": pytest.approx(0.3), "mAP": pytest.approx(0.2), "queries": 7,
+    }  # fmt: skip
+
+
+def test_a_line_keeps_how_far_the_inner_step_went(monkeypatch, tmp_path):
+    def stub(config, workdir):
+        workdir.mkdir()
+        rows = [
+            {"step": 1, "inner/rho_change": 0.1, "inner/clipped": 0.5},
+            {"step": 1, "source_mAP": 0.5},
+            {"step": 2, "inner/rho_change": 0.3, "inner/clipped": 0.0},
+        ]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"targets": {"underpass": {"R-1": 0.2, "mAP": 0.1, "queries": 3}}}
+
+    monkeypatch.setattr(study, "train", stub)
+    line = study.run_job(Job(ROWS[1], "underpass", 0, DRAWN, tmp_path))
+    assert (line["rho_change"], line["clipped"]) == (pytest.approx(0.2), 0.25)

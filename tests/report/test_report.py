@@ -1,0 +1,167 @@
+import html
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from tiny_run import rows, tiny_config
+
+pytest.importorskip("jinja2", reason="the report is a jinja2 template")
+
+from small_report import ANGLES, HOSTILE, RECORDS, examined, run_data
+
+from metabin_jax import cli
+from metabin_jax.models.rho import layer_of
+from metabin_jax.report import page
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and of each image of a ranked list its class, alt and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.frames, self._item = [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
+        if tag == "li" and "class" in attributes:
+            self._item = [attributes["class"]]
+            self.frames.append(self._item)
+        elif tag == "img":
+            self._item += [attributes["alt"], ""]
+
+    def handle_data(self, text):
+        if self._item and text.strip():
+            self._item[-1] = f"{self._item[-1]} {' '.join(text.split())}".strip()
+
+    def handle_endtag(self, tag):
+        if tag == "li":
+            self._item = None
+
+
+def test_the_page_says_all_of_it():
+    text = page.render(run_data([examined()]))
+    read = Page(text)
+    plain = " ".join(html.unescape(re.sub("<[^>]*>", " ", text)).split())
+    assert "R-1, % R-5, % R-10, % mAP, % mINP, % Queries d 0.0" in plain
+    assert "41.7 33.3 – 50.0" in plain  # the two persons, twice the one or twice the other
+    assert "1 queries have no valid match and do not count d/lonely.png" in plain
+    assert "TPR n/a at FAR n/a, threshold n/a, 2 positive and 9 negative pairs. It takes 1,000 pairs" in plain
+    assert "threshold" not in "".join(re.findall("<svg.*?</svg>", text, re.DOTALL))
+    seen = read.frames[:5] if "camera 1" in read.frames[0][1] else read.frames[5:10]
+    assert seen == [
+        ["asked", "query: identity 1, camera 1", "? query id 1 camera 1"],
+        ["same-camera", "same cam: identity 1, camera 1", "⊘ same cam 0.996 id 1 camera 1"],
+        ["wrong", "wrong, rank 1: identity 2, camera 1", "✗ wrong rank 1 0.985 id 2 camera 1"],
+        ["correct", "correct, rank 2: identity 1, camera 2", "✓ correct rank 2 0.940 id 1 camera 2"],
+        ["wrong", "wrong, rank 3: identity 3, camera 2", "✗ wrong rank 3 0.866 id 3 camera 2"],
+    ]
+
+
+def test_nothing_comes_from_elsewhere_and_names_stay_text():
+    records = [record._replace(domain=HOSTILE[:-1]) for record in RECORDS]
+    records[2] = records[2]._replace(path=HOSTILE)
+    run = run_data(name=HOSTILE, domains=[examined(records)], rows=[{"step": 1, f"base/{HOSTILE}": 1.0}])
+    run.config["data"] |= {"path": HOSTILE, "train_domains": [HOSTILE]}
+    run = replace(run, starts=[{"git": None, "command": [HOSTILE], "versions": {"jax": HOSTILE}}])
+    text = page.render(run)
+    text.encode("utf-8")
+    read = Page(text)
+    assert [attributes for tag, attributes in read.elements if tag == "script"] == [{}]
+    assert text.count("<script>alert") == 0 and text.count("&lt;script&gt;alert(1)") > 8
+    assert "é漢?" in text
+    for tag, attributes in read.elements:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            if name in attributes:
+                assert attributes[name].startswith(("#", "data:")), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert {tag for tag, _ in read.elements} & {"link", "img", "iframe", "object"} == {"link", "img"}
+
+
+def test_a_run_without_domains_rho_or_rows():
+    text = page.render(run_data())
+    assert "No domain was evaluated" in text and "metrics.jsonl holds no row" in text
+    assert 'id="rho"' not in text and 'id="metrics"' not in text and "<img" not in text
+    text = page.render(run_data(layers=[layer_of(("backbone", "stem_norm"), np.array([0.5]))]))
+    assert 'id="rho"' in text
+
+
+def test_a_domain_without_a_valid_query():
+    found = examined([RECORDS[2], *RECORDS[3:]], ANGLES[2:])
+    text = page.render(run_data([found]))
+    assert "Cumulative match characteristic: n/a" in text and "n/a, as no query has a valid match" in text
+    assert text.count("<strong>n/a</strong>") == 5
+    assert "nan" not in re.sub('base64,[^"]*', "", text)
+    assert "<img" not in text
+
+
+def test_a_domain_without_a_pair_that_counts():
+    """One person on one camera."""
+    text = page.render(run_data([examined([RECORDS[0], RECORDS[3]], ANGLES[[0, 3]])]))
+    assert "Scores of pairs: n/a" in text and "Cumulative match characteristic: n/a" in text
+
+
+def report(capsys, *arguments):
+    status = cli.main(["report", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_the_report_of_a_real_run(capsys, straight):
+    workdir, result = straight
+    before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
+    assert report(capsys, workdir) == (0, f"{workdir}/report.html\n", "")
+    text = (workdir / "report.html").read_text(encoding="utf-8")
+    scores = result["targets"]["west"]
+    for name in ("R-1", "R-5", "R-10", "mAP", "mINP"):
+        assert f'data-label="{name}, %"><strong>{100 * scores[name]:.1f}</strong>' in text
+    assert f"({rows(workdir)[-1]['base/triplet']:.4g} at last)" in text
+    assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
+    assert sorted(path.suffix for path in workdir.iterdir() if "report" in path.name) == [".html"]
+
+
+def test_a_report_elsewhere_about_the_training_alone(capsys, straight, tmp_path):
+    output = tmp_path / "page.html"
+    assert report(capsys, straight[0], f"--output={output}", "--config.data.eval_domains=()")[0] == 0
+    assert "No domain was evaluated" in output.read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((straight[0] / "config.json").read_text())
+    for arguments, message in (
+        ([], "RUN is missing"),
+        (["--output=x"], "RUN is missing"),
+        ([tmp_path / "no"], "no/config.json does not exist: name a workdir of metabin train"),
+        ([tmp_path / "run"], "holds no checkpoint: train there first"),
+        ([straight[0], "--outptu=x"], "'--outptu=x' is not an option"),
+        ([straight[0], "--config.method=bn"], "config.method was fixed by the training"),
+        ([straight[0], "--config.data.eval_domains=moon"], "Domain 'moon' is not in"),
+        ([straight[0], f"--output={tmp_path}"], "cannot be written: it is a folder"),
+        ([straight[0], f"--output={tmp_path}/no/page.html"], "cannot be written: there is no folder"),
+    ):
+        status, out, err = report(capsys, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    for module in ("metabin_jax.report", "metabin_jax.report.page"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert "the report needs jinja2: pip install 'metabin_jax[report]'" in report(capsys, straight[0])[2]
+
+
+def test_a_failure_leaves_the_page_before(straight, tmp_path, monkeypatch):
+    output = tmp_path / "report.html"
+    output.write_text("before")
+
+    def full_disk(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    monkeypatch.setattr(page, "collect", lambda config, workdir: run_data())
+    with pytest.raises(OSError, match="no space left"):
+        page.write_report(tiny_config(tmp_path), straight[0], output)
+    assert output.read_text() == "before"
