@@ -23,10 +23,10 @@ from experiments import study, table4
 from experiments.settings import Setting
 from experiments.study import Job, command_line, parse, run_study
 from experiments.tables import Line, Row
-from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.runtime.files import read_json, whole
+from metabin_jax.training import trained
 from metabin_jax.training.build import resolve
-from metabin_jax.training.checkpoint import Checkpoints, has_checkpoint
+from metabin_jax.training.checkpoint import has_checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,13 +82,10 @@ def check_trained(job: Job) -> None:
 def restore(job: Job) -> tuple[ConfigDict, int, dict[str, Any]]:
     """The resolved config of a trained run, the step of its selected checkpoint and the variables at that step."""
     check_trained(job)
-    use_compilation_cache()
     if job.setting.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
-    config = resolve(job.config())
-    with Checkpoints(job.folder, scored=config.selection == "source_val", create=False) as checkpoints:
-        step = checkpoints.selected_step()
-        return config, step, checkpoints.restore_variables(step)
+    run = trained.load(job.folder, resolve(job.config()))
+    return run.config, run.step, run.variables
 
 
 def scores(job: Job) -> dict[str, dict[str, float]]:

@@ -13,11 +13,10 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
 from metabin_jax.export.formats import FORMATS, Embed
-from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import check_writable, whole
-from metabin_jax.training.build import checked, load_images, model_of
-from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training import trained
+from metabin_jax.training.build import checked, load_images
 from metabin_jax.training.evaluate import read_targets
 
 DRAWN = ("underpass",)  # what a net is tried on when its config names no domain to evaluate on
@@ -53,15 +52,11 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
         raise UserError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
     FORMATS[to].check_installed(to)
     output = check_writable(output)
-    use_compilation_cache()
     config = checked(config)
     config.model.dtype = "float32"
     with whole(output) as temporary:
-        with Checkpoints(Path(workdir).expanduser(), config.selection == "source_val", create=False) as checkpoints:
-            step = checkpoints.selected_step()
-            variables = checkpoints.restore_variables(step)
-        model = model_of(config, variables)
-        domains = _domains(config)
+        run = trained.load(workdir, config)
+        model, variables, domains = run.model, run.variables, _domains(config)
         # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
         with jax.default_matmul_precision("highest"):
             temporary.write_bytes(FORMATS[to].write(model, variables, domains[0].image_NHWC))
@@ -73,7 +68,7 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
                 f"the {to} file differs from JAX by {difference:.1e} in an embedding, more than "
                 f"{FORMATS[to].tolerance:.0e}: {output} was not written"
             )
-    return step, trials
+    return run.step, trials
 
 
 def _domains(config: ConfigDict) -> list[Domain]:

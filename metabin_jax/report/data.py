@@ -13,11 +13,9 @@ from metabin_jax.evaluation import embed
 from metabin_jax.evaluation.statistics import Summary, summarise
 from metabin_jax.models.rho import Layer, rho_layers
 from metabin_jax.report.domain import Domain, examine
-from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.runtime.files import read_json
 from metabin_jax.runtime.runlog import read_rows
-from metabin_jax.training import build
-from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training import build, trained
 from metabin_jax.training.evaluate import domain_splits, read_targets
 from metabin_jax.training.workdir import settings
 
@@ -49,14 +47,10 @@ def collect(config: ConfigDict, workdir: Path) -> RunData:
 
     Raises ValueError or FileNotFoundError as `metabin_jax.evaluate.evaluate`, but for the lack of domains.
     """
-    use_compilation_cache()
-    config = build.checked(config)
-    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
-        step = checkpoints.selected_step()
-        records = read_targets(config)
-        images = build.load_images(config, records) if records else np.empty(0, np.uint8)
-        variables, source_mAP = checkpoints.restore_variables(step), checkpoints.score(step)
-    model = build.model_of(config, variables)
+    run = trained.load(workdir, config)
+    config, model, variables = run.config, run.model, run.variables
+    records = read_targets(config)
+    images = build.load_images(config, records) if records else np.empty(0, np.uint8)
 
     domain = np.array([record.domain for record in records])
     rows_of = {name: np.flatnonzero(domain == name) for name in config.data.eval_domains}
@@ -74,8 +68,8 @@ def collect(config: ConfigDict, workdir: Path) -> RunData:
         config=settings(config),
         starts=read_json(environment) if environment.is_file() else [],
         rows=read_rows(workdir / "metrics.jsonl"),
-        step=step,
-        source_mAP=source_mAP,
+        step=run.step,
+        source_mAP=run.source_mAP,
         layers=rho_layers(model, variables, (config.data.height, config.data.width)),
         domains=domains,
         summaries=summarise([domain.result for domain in domains]) if domains else [],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import os
 import sys
 import time
@@ -12,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import grain
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,11 +19,8 @@ from metabin_jax.data.listing import Listed
 from metabin_jax.evaluation.embedding import embed_batches
 from metabin_jax.evaluation.metrics import unit_length
 from metabin_jax.retrieval.features import Features
-from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.runtime.errors import UserError
-from metabin_jax.training import build
-from metabin_jax.training.checkpoint import Checkpoints
-from metabin_jax.training.workdir import read_config
+from metabin_jax.training import trained
 
 PROGRESS_EVERY = 2.0  # seconds
 
@@ -44,35 +39,10 @@ class Encoder:
 def load_encoder(workdir: str | Path) -> Encoder:
     """The net of a workdir of `metabin train`, at the checkpoint that its config selects.
 
-    Raises ValueError or FileNotFoundError where there is no run or no checkpoint.
+    Raises UserError or FileNotFoundError where there is no run or no checkpoint.
     """
-    use_compilation_cache()
-    workdir = Path(workdir).expanduser().absolute()
-    config = build.checked(read_config(workdir))
-    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
-        step = checkpoints.selected_step()
-        variables = checkpoints.restore_variables(step)
-    model = build.model_of(config, variables)
-    size = (config.data.height, config.data.width)
-    made_by = {
-        "run": str(workdir),
-        "step": step,
-        "model": config.model.name,
-        "method": config.method,
-        "height": size[0],
-        "width": size[1],
-        "weights": _digest(variables),
-    }
-    return Encoder(model, variables, size, config.eval.batch_size, made_by)
-
-
-def _digest(variables: dict) -> str:
-    """Tells the weights of two runs apart, wherever they are kept."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):  # in the order of sorted keys
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    run = trained.load(workdir)
+    return Encoder(run.model, run.variables, run.size, run.batch_size, run.made_by())
 
 
 def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, list[str]]:

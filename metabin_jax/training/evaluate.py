@@ -17,11 +17,11 @@ from metabin_jax.evaluation import QueryGallery, embed, protocols, query_gallery
 from metabin_jax.evaluation.splits import split_source, target_splits
 from metabin_jax.evaluation.statistics import Summary, summarise
 from metabin_jax.evaluation.targets import TargetResult, evaluate_target
-from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_json, write_text
-from metabin_jax.training.build import Run, build_model, checked, load_images, model_of, read
-from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training import trained
+from metabin_jax.training.build import Run, build_model, load_images, model_of, read
+from metabin_jax.training.trained import Trained
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
@@ -35,15 +35,11 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 
     Raises ValueError or FileNotFoundError when there is no checkpoint or no domain to evaluate on.
     """
-    use_compilation_cache()
-    workdir = Path(workdir).expanduser()
-    config = checked(config)
     if not config.data.eval_domains:
         raise UserError("config.data.eval_domains is empty: name the domains to evaluate on")
-    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
-        checkpoints.selected_step()
-        targets = read_targets(config)
-        return evaluate_checkpoint(config, workdir, checkpoints, targets, load_images(config, targets))
+    run = trained.load(workdir, config)
+    targets = read_targets(run.config)
+    return evaluate_trained(run, targets, load_images(run.config, targets))
 
 
 def read_targets(config: ConfigDict) -> list[Record]:
@@ -68,28 +64,22 @@ def domain_splits(config: ConfigDict, domain: str, records: Sequence[Record]) ->
     return target_splits(domain, records, file, config.eval.policy), split_source(domain, file)
 
 
-def evaluate_checkpoint(
-    config: ConfigDict,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    records: Sequence[Record],
-    images: np.ndarray | None,
-) -> dict:
-    """`evaluate` of what is open already; images None: no domain to evaluate on."""
-    step = checkpoints.selected_step()
+def evaluate_trained(run: Trained, records: Sequence[Record], images: np.ndarray | None) -> dict:
+    """`evaluate` of what is loaded already; images None: no domain to evaluate on."""
+    config = run.config
     settings = {name: config.eval[name] for name in ("policy", "metric", "rerank", "query_expansion")}
-    score = _none_for_nan({"source_mAP": checkpoints.score(step)})
-    results: dict[str, Any] = {"step": step, **score, **settings, "targets": {}}
+    score = _none_for_nan({"source_mAP": run.source_mAP})
+    results: dict[str, Any] = {"step": run.step, **score, **settings, "targets": {}}
     if images is not None:
-        measured = measure(config, checkpoints.restore_variables(step), records, images)
+        measured = measure(config, run.variables, records, images)
         summaries, protocol = summarise(measured), _protocol(config)
         results["targets"] = {
             result.target: _numbers(summary) | _details(result)
             for result, summary in zip(measured, summaries, strict=False)
         }
-        results["benchmark"] = tables.as_dict(protocol, summaries, _how(config, step))
-        write_text(workdir / "evaluation.md", tables.markdown(results["benchmark"]))
-    write_json(workdir / "evaluation.json", results)
+        results["benchmark"] = tables.as_dict(protocol, summaries, _how(config, run.step))
+        write_text(run.workdir / "evaluation.md", tables.markdown(results["benchmark"]))
+    write_json(run.workdir / "evaluation.json", results)
     return results
 
 

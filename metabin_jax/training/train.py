@@ -20,9 +20,10 @@ from metabin_jax.runtime.devices import Placement, check_shared, say, shapes_on
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.platforms import tracing_for
 from metabin_jax.runtime.runlog import MetricsWriter
+from metabin_jax.training import trained
 from metabin_jax.training.build import Run, alpha_schedule, build, load_images, resolve, with_weights
 from metabin_jax.training.checkpoint import Checkpoints, has_checkpoint
-from metabin_jax.training.evaluate import evaluate_checkpoint, read_targets, source_score
+from metabin_jax.training.evaluate import evaluate_trained, read_targets, source_score
 from metabin_jax.training.workdir import check_workdir, describe_run
 
 
@@ -109,7 +110,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
                         score = source_score(run, images, state)
                         writer.write(step, {"source_mAP": score})
                     checkpoints.save(state, score)
-        return evaluate_checkpoint(config, workdir, checkpoints, targets, target_images)
+    return evaluate_trained(trained.load(workdir, config), targets, target_images)
 
 
 def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> TrainState:

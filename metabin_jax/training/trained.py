@@ -1,0 +1,77 @@
+"""A trained run, loaded for whatever is done with it: evaluation, search, export, a report."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from metabin_jax.models import ReID
+from metabin_jax.runtime.compilation import use_compilation_cache
+from metabin_jax.training.build import checked, model_of
+from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training.workdir import read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The selected checkpoint of a run.
+
+    step: of that checkpoint. source_mAP: its score on held-out source identities, None where none were held out.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    step: int
+    source_mAP: float | None
+    model: ReID
+    variables: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images it takes, in pixels."""
+        return self.config.data.height, self.config.data.width
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are embedded at a time."""
+        return self.config.eval.batch_size
+
+    def made_by(self) -> dict[str, Any]:
+        """What features of this net are labelled with, see `retrieval.features.Features`."""
+        height, width = self.size
+        return {
+            "run": str(self.workdir),
+            "step": self.step,
+            "model": self.config.model.name,
+            "method": self.config.method,
+            "height": height,
+            "width": width,
+            "weights": _digest(self.variables),
+        }
+
+
+def load(workdir: str | Path, config: ConfigDict | None = None) -> Trained:
+    """The selected checkpoint of the run in `workdir`, under its own config or a changed one.
+
+    Raises UserError or FileNotFoundError where there is no run or no checkpoint.
+    """
+    use_compilation_cache()
+    workdir = Path(workdir).expanduser().absolute()
+    config = checked(read_config(workdir) if config is None else config)
+    with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
+        step = checkpoints.selected_step()
+        score, variables = checkpoints.score(step), checkpoints.restore_variables(step)
+    return Trained(workdir, config, step, score, model_of(config, variables), variables)
+
+
+def _digest(variables: dict[str, Any]) -> str:
+    """Tells the weights of two runs apart, wherever they are kept."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):  # in the order of sorted keys
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
