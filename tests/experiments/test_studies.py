@@ -197,7 +197,8 @@ def test_fields_of_the_command_line_count_last(tmp_path):
     assert found.meta.cross_entropy is False and found.data.domain_by == "camera"
     setting.halve("underpass", tmp_path)
     (first, *_) = dataset.read("csv", str(tmp_path / "halves" / "underpass.csv"))
-    assert Image.open(first.path).size == (40, 48)
+    with Image.open(first.path) as image:
+        assert image.size == (40, 48)
 
 
 def test_the_papers_setting_is_its_protocol(tmp_path):

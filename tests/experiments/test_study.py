@@ -148,7 +148,7 @@ def test_default_results_without_a_setting_are_not_mixed_with_others(trained, tm
     [
         (["--config.meta.gamma"], "--config.meta.gamma: write --config.FIELD=VALUE, each field once"),
         (["--config.epochs=2", "--config.epochs=3"], "--config.epochs=3: write --config.FIELD=VALUE, each field once"),
-        (["--config.epoch=2"], "config.epoch"),
+        (["--config.epoch=2"], "experiments.table2: config has no field 'epoch': did you mean epochs?"),
         (["--config.epochs=many"], "config.epochs must be"),
         (["--config.seed=3"], "--config.seed: a study sets this field itself, choose it by --seeds"),
         (["--config.method=bn"], "--config.method: a study sets this field itself, choose it by --rows"),
