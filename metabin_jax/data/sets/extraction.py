@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from metabin_jax.data.cache import progress
 from metabin_jax.data.sets import catalogue, cuhk
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.progress import Progress
 
 VIEW_IMAGES = 5  # of a person in CUHK03: the first five of view 1, the others of view 2
 CUHK03_CELLS = 2 * VIEW_IMAGES
@@ -93,14 +93,13 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 for person, row in enumerate(people.T, start=1)
                 for cell, reference in enumerate(row, start=1)
             ]
-            for done, (pair, person, cell, reference) in enumerate(cells, start=1):
+            for pair, person, cell, reference in Progress("extracting images", len(cells), cells):
                 image = file[reference][()]
                 if image.ndim > 2:  # an empty cell is stored as its two dimensions
                     if image.dtype != np.uint8 or len(image) != 3:
                         raise UserError(f"image {cell} of person {person} in pair {pair} is {image.dtype}{image.shape}")
                     view = 1 if cell <= VIEW_IMAGES else 2
                     yield f"{pair}_{person:03d}_{view}_{cell:02d}.png", np.ascontiguousarray(image.T)
-                progress("extracting images", done, len(cells))
     except Exception as error:  # damaged files make h5py raise OSError, KeyError, RuntimeError, ...
         raise UserError(f"{path} is damaged or not CUHK03's ({error}): get it again.") from error
 
@@ -115,8 +114,9 @@ def _cut_cuhksysu(root: Path, into: Path) -> None:
     folder.mkdir()
     jobs = sorted(boxes_of.items())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes and encodes outside the GIL
-        for done, _ in enumerate(pool.map(lambda job: _cut(scenes / job[0], job[1], folder), jobs), start=1):
-            progress("cutting scenes", done, len(jobs))
+        cut = pool.map(lambda job: _cut(scenes / job[0], job[1], folder), jobs)
+        for _ in Progress("cutting scenes", len(jobs), cut, unit="scenes"):
+            pass
 
 
 def _cuhksysu_boxes(content: dict[str, Any]) -> dict[str, list[tuple[str, Box]]]:

@@ -11,6 +11,7 @@ import ml_dtypes  # imported, it also makes numpy and so safetensors know bfloat
 import numpy as np
 
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,11 +54,10 @@ def state_dict(content: Any, source: str) -> Arrays:
 
 
 def _safetensors(path: Path) -> Arrays:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ModuleNotFoundError:
-        raise UserError(f"{path}: install metabin_jax[safetensors] to read safetensors files") from None
+    needs(f"reading {path}", "safetensors", "safetensors")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         return load_file(path)
     except (SafetensorError, TypeError, AttributeError) as error:  # the last for a type that NumPy does not have
@@ -65,12 +65,8 @@ def _safetensors(path: Path) -> Arrays:
 
 
 def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{path}: install metabin_jax[torch] to read PyTorch files, or save it as .safetensors elsewhere"
-        ) from None
+    needs(f"reading {path}", "torch", "torch", otherwise=", or save it elsewhere as .safetensors")
+    import torch
 
     def convert(value: Any) -> Any:
         """Tensors as arrays over the same memory: a few bytes can claim to be a tensor of any size."""

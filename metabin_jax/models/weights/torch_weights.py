@@ -14,6 +14,7 @@ from metabin_jax.models.weights import torch_files, torch_layouts
 from metabin_jax.models.weights.torch_files import Arrays
 from metabin_jax.models.weights.torch_layouts import Layout
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import few
 
 EPSILON = 1e-5  # of every norm layer, ours and theirs
 
@@ -59,7 +60,7 @@ class Report:
             ("of the file ignored", [name for name in self.ignored if not name.endswith(NEEDLESS)]),
         ):
             if names:
-                parts.append(f"{len(names)} {what} ({_few(names)})")
+                parts.append(f"{len(names)} {what} ({few(names, 3)})")
         return ", ".join(parts)
 
 
@@ -230,7 +231,7 @@ def _below(name: str, names: Sequence[str]) -> bool:
 def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differing: Sequence[str]) -> None:
     """Raises ValueError if there is anything in the lists."""
     parts = [
-        f"{len(names)} {what} ({_few(names, 10)})"
+        f"{len(names)} {what} ({few(names, 10)})"
         for what, names in (
             ("of the model's names are missing in the file", missing),
             ("of the file's names are unknown to the model", unknown),
@@ -240,7 +241,3 @@ def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differi
     ]
     if parts:
         raise UserError(f"{source} does not fit the model: {'; '.join(parts)}: choose another file or another model")
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
