@@ -1,4 +1,4 @@
-"""Images of the data sets that are not published as image files: CUHK03 (one MATLAB file), CUHK-SYSU (whole scenes)."""
+"""Extracts the images of sets that are not published as such: CUHK03 (one MATLAB file) and CUHK-SYSU (scenes)."""
 
 import os
 import shutil
@@ -24,24 +24,24 @@ Box = tuple[int, int, int, int]
 
 
 def ready(name: str, root: Path, into: Path) -> Path:
-    """A folder that `catalogue.read_set(name, ...)` reads: extracts the images where that has to be done first.
+    """A folder that `catalogue.read_set(name, ...)` reads; extracts the images if necessary.
 
-    cuhk03, cuhk03np: the cells `detected` of cuhk-03.mat as images_detected/{pair}_{pid}_{view}_{n}.png.
-    cuhksysu: the boxes of annotation/Person.mat cut from Image/SSM as cropped_image/p00001_n01_s00001_hard0.png.
-    A PNG holds the very pixels. The new folder has its name only once it is complete.
+    cuhk03, cuhk03np: the cells `detected` of cuhk-03.mat become images_detected/{pair}_{pid}_{view}_{n}.png.
+    cuhksysu: the boxes of annotation/Person.mat in Image/SSM become cropped_image/p00001_n01_s00001_hard0.png.
+    PNG keeps the exact pixels. The new folder gets its name when it is complete.
 
     Args:
       name: of the data set, one of `catalogue.SETS`.
       root: the set's folder, or one that holds it (as for `catalogue.find`).
-      into: created if need be; the images come to `into / name`, and are taken from there the next time.
+      into: created if it does not exist. The images go to `into / name`; if they are there already, they are kept.
 
     Returns:
       The set's own root if its images are files there, else `into / name`.
 
     Raises:
       FileNotFoundError: root is not a folder.
-      ValueError: the set is not there; a MATLAB file is damaged; a scene is missing or damaged; a box is empty;
-        something else is at `into / name`.
+      UserError: the set is missing; a MATLAB file is damaged; a scene is missing or damaged; a box is empty;
+        `into / name` holds something else.
     """
     data_set, root = catalogue.find(root, name)
     if not data_set.is_raw(root):
@@ -54,7 +54,7 @@ def ready(name: str, root: Path, into: Path) -> Path:
             )
         return final
     if name == "cuhk03np":
-        cuhk.read_new_protocol(root)  # may be damaged: before the long work
+        cuhk.read_new_protocol(root)  # fails before the long work if it is damaged
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into, prefix=f".{name}-") as temporary:
         unfinished = Path(temporary) / name
@@ -81,7 +81,7 @@ def _extract_cuhk03(root: Path, into: Path) -> None:
 
 
 def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(file name, uint8 [H, W, 3]) of every image. HDF5 has MATLAB's dimensions in reverse: an image is [3, W, H]."""
+    """Yields (file name, uint8 [H, W, 3]). HDF5 has MATLAB's dimensions in reverse: an image is [3, W, H]."""
     try:
         with h5py.File(path, "r") as file:
             pairs = [file[pair][()] for pair in file["detected"][()].flat]
@@ -122,8 +122,8 @@ def _cut_cuhksysu(root: Path, into: Path) -> None:
 def _cuhksysu_boxes(content: dict[str, Any]) -> dict[str, list[tuple[str, Box]]]:
     """{scene: [(file name of the crop, its box)]}.
 
-    A box of the annotation is (x, y, width, height); by the set's own README it is I(y:y+height, x:x+width) in
-    MATLAB, which counts from 1 and includes both ends. Here it is (left, upper, right, lower) as PIL has it.
+    A box of the annotation is (x, y, width, height). By the README of the set it is I(y:y+height, x:x+width) in
+    MATLAB, which counts from 1 and includes both ends. Here a box is (left, upper, right, lower) as in PIL.
     """
     boxes_of = defaultdict(list)
     for person in np.atleast_1d(content["Person"]):
@@ -143,7 +143,7 @@ def _cuhksysu_boxes(content: dict[str, Any]) -> dict[str, list[tuple[str, Box]]]
 
 
 def _cut(scene: Path, boxes: list[tuple[str, Box]], folder: Path) -> None:
-    """Writes the crops of one scene; what of a box is outside the scene is left out."""
+    """Writes the crops of one scene, each cut off at the border of the scene."""
     try:
         with Image.open(scene) as file:
             image = file.convert("RGB")
