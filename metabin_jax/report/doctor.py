@@ -1,4 +1,4 @@
-"""What a folder or a CSV manifest holds, and what is wrong with it, before any training."""
+"""`metabin doctor`: what a folder or a CSV manifest holds, and what is wrong with it."""
 
 import collections
 import hashlib
@@ -18,15 +18,15 @@ from metabin_jax.runtime.text import few
 
 
 def examine(path: str | Path) -> Iterator[str]:
-    """The report on `path`, line by line: a published data set, a folder of domains, or a CSV manifest.
+    """Yields the lines of a report on `path`: a published data set, a folder of domains, or a CSV manifest.
 
-    Says which set it is and whether its counts are the published ones; what each split holds; which queries have no
-    valid match, and why; which images are broken, and which are the same file twice. Of a set whose images have to be
-    extracted first it says that and no more.
+    The report tells which set it is and whether its counts are the published ones, what each split holds, which queries
+    have no valid match and why, which images are broken, and which are copies of another. If the images of a set have
+    to be extracted first, it tells only this.
 
     Raises:
       FileNotFoundError: path does not exist.
-      ValueError: it is none of the three, or has file names that cannot be read (one sentence).
+      UserError: it is none of the three, or has file names that cannot be read.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -92,7 +92,7 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
 
 
 def _files(records: Sequence[Record]) -> Iterator[str]:
-    """Broken images and files of the same content, among files each read once."""
+    """Broken images and files of the same content. Reads each file once."""
     of_path = {record.path: record for record in records}
     same: dict[str, list[str]] = collections.defaultdict(list)
     broken = []
@@ -114,7 +114,7 @@ def _files(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _look(path: str) -> tuple[str, str]:
-    """The digest of a file's bytes, and what is wrong with the image in it."""
+    """The digest of a file's content, and what is wrong with the image in it ("" if nothing)."""
     try:
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:

@@ -51,9 +51,9 @@ class DataSet:
         return f"{self.name} (below {' or '.join(self.folders)}: {layouts})"
 
 
-# Published counts: the sum over all splits, without junk and distractors, and the counts of each official split. Source:
-# the papers named at the readers; for CUHK03's new protocol github.com/zhunzhong07/person-re-ranking. The counts of
-# PRID2011 are of the single-shot version.
+# Published counts: the sum over all splits, without junk and distractors, and the counts of each official split. Their
+# sources are the papers named at the readers; for CUHK03's new protocol, github.com/zhunzhong07/person-re-ranking. The
+# counts of PRID2011 are of the single-shot version.
 SETS = {
     data_set.name: data_set
     for data_set in (

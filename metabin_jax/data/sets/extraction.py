@@ -1,4 +1,4 @@
-"""Extracts the images of sets that are not published as such: CUHK03 (one MATLAB file) and CUHK-SYSU (scenes)."""
+"""Extracts images from sets published in another form: CUHK03 (one MATLAB file) and CUHK-SYSU (whole scenes)."""
 
 import os
 import shutil
