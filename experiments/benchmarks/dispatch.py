@@ -28,14 +28,15 @@ def trainer(run: Run, images: np.ndarray) -> Callable[[int, int], TrainState]:
     """A function that trains the steps start to stop - 1, from where it left off, and returns the state."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, step_fn = jax.device_put(run.init(), sharding), make_step(run)
+    more: tuple[Any, ...] = (run.key,)
     if run.config.data.resident:
-        dataset = resident.put(images, run.data.pid, run.data.domain, sharding)
-        step_fn = resident.several_steps(step_fn, dataset)
+        more += (resident.put(images, run.data.pid, run.data.domain, sharding),)
+        step_fn = resident.several_steps(step_fn)
 
     def train(start: int, stop: int) -> TrainState:
         nonlocal state
         for raw in read_batches(run, images, start, stop):
-            state, _ = step_fn(state, jax.device_put(raw, sharding))
+            state, _ = step_fn(state, jax.device_put(raw, sharding), *more)
         return jax.block_until_ready(state)
 
     return train

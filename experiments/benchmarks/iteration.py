@@ -74,8 +74,7 @@ def our_iteration(height: int, width: int, first_order: bool) -> Callable[[], No
     metabin = MetaBIN(models.create("mobilenetv2_1.4", NUM_IDS), optimizer, beta=0.1, first_order=first_order)
     parts = [Batch(*map(jax.device_put, part)) for part in batches(height, width)]
     state = metabin.init(jax.random.key(0), parts[0].image)
-    step = jax.jit(metabin.train_step, donate_argnums=0)
-    compile_ahead(step, state, *parts)
+    step = compile_ahead(jax.jit(metabin.train_step, donate_argnums=0), state, *parts)
 
     def iterate() -> None:
         nonlocal state

@@ -49,13 +49,13 @@ def start(height: int, width: int, all_forms: bool) -> dict[str, float]:
     if all_forms:
         train.tracing_for = lambda platform: contextlib.nullcontext()
     step = train.make_step(run)
-    traced = step.func.trace(state, raw, **step.keywords)
+    traced = step.trace(state, raw, run.key)
     passed("tracing")
     lowered = traced.lower()
     passed("lowering")
     lowered.compile()
     passed("compiling or loading")
-    jax.block_until_ready(step(state, raw))
+    jax.block_until_ready(step(state, raw, run.key))
     passed("first step")
     return seconds
 

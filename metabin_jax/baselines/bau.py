@@ -15,9 +15,9 @@ Shapes: N images, D values of an embedding, M identities of all sources.
 import jax
 import jax.numpy as jnp
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, total
-from metabin_jax.baselines.learned import BaseOnly
+from metabin_jax.algorithm import MetaBIN
 from metabin_jax.data.augment import disturb
+from metabin_jax.learner import Array, Batch, Learner, Metrics, Outputs, TrainState, Tree, evaluate, total
 from metabin_jax.losses import unit
 
 ALIGNMENT = 1.5  # its weight; the others weigh 1
@@ -89,30 +89,40 @@ def add(bank: Bank, unit_ND: Array, pid_N: Array, domain_N: Array) -> Bank:
     return {"prototype": prototype_MD, "domain": bank["domain"].at[pid_N].set(domain_N)}
 
 
-class BalancedMetaBIN(MetaBIN):
-    """MetaBIN whose base loss has BAU's terms too. The bank is `batch_stats["bank"]`; base batches must have a key."""
+class BankState(TrainState):
+    """bank: the prototypes of all identities."""
 
-    def init(self, key: Array, image: Array) -> TrainState:
+    bank: Bank
+
+
+class _Balanced(Learner):
+    """A learner whose base loss has BAU's terms too. Base batches must have a key."""
+
+    def init(self, key: Array, image: Array) -> BankState:
         state = super().init(key, image)
         width, identities = state.params["classifier"]["kernel"].shape
         bank = {"prototype": jnp.zeros((identities, width)), "domain": jnp.full(identities, -1, jnp.int32)}
-        return state.replace(batch_stats={**state.batch_stats, "bank": bank})
+        return BankState(**vars(state), bank=bank)
 
-    def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, Tree]]:
-        assert xb.key is not None
+    def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, dict[str, Tree]]]:
+        assert xb.key is not None and isinstance(state, BankState)
+        bank = state.bank
         strong = disturb(jax.random.fold_in(xb.key, 2), xb.image)  # augment's own keys are 0 and 1
-        outputs, batch_stats = self.forward(state, xb.replace(image=jnp.concatenate([xb.image, strong])))
-        (feature_ND, _), embeddings, (logits_NM, _) = (jnp.split(output, 2) for output in outputs)
+        both, batch_stats = self.forward(state, xb.replace(image=jnp.concatenate([xb.image, strong])))
+        (feature_ND, _), embeddings, (logits_NM, _) = (jnp.split(output, 2) for output in both)
         original_ND, strong_ND = map(unit, embeddings)
-        terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+        terms = evaluate(self.base_losses, Outputs(feature_ND, embeddings[0], logits_NM), xb)
         terms["alignment"] = ALIGNMENT * alignment(original_ND, strong_ND, xb.pid)
         terms["uniformity"] = (uniformity(original_ND) + uniformity(strong_ND)) / 2
-        bank = state.batch_stats["bank"]
         first, second = (domain_uniformity(view_ND, xb.pid, xb.domain, bank) for view_ND in (original_ND, strong_ND))
         terms["domain_uniformity"] = (first + second) / 2
         bank = add(bank, jax.lax.stop_gradient(original_ND), xb.pid, xb.domain)
-        return total(terms), (terms, {**batch_stats, "bank": bank})
+        return total(terms), (terms, {"batch_stats": batch_stats, "bank": bank})
 
 
-class BAU(BalancedMetaBIN, BaseOnly):
+class BalancedMetaBIN(_Balanced, MetaBIN):
+    """MetaBIN whose base loss has BAU's terms too."""
+
+
+class BAU(_Balanced):
     """BAU by itself: base updates alone."""

@@ -31,7 +31,7 @@ class MixStyle(nn.Module):
     """x_NHWC [N, H, W, C] -> the same shape: in training, by chance, `mix_styles` with the batch in random order.
 
     The chance is the whole batch's; the share kept is drawn for each image. Others may be of the same domain (the
-    paper's "random" mixing; "crossdomain" would need the domains). Draws from the rng collection "mixstyle".
+    paper's "random" mixing; "crossdomain" would need the domains). Draws from the rng collection `noise`.
     """
 
     @nn.compact
@@ -39,7 +39,7 @@ class MixStyle(nn.Module):
         if not train:
             return x_NHWC
         images = len(x_NHWC)
-        chance_key, keep_key, other_key = jax.random.split(self.make_rng("mixstyle"), 3)
+        chance_key, keep_key, other_key = jax.random.split(self.make_rng("noise"), 3)
         mixes = jax.random.bernoulli(chance_key, PROBABILITY)
         keep_N = jnp.where(mixes, jax.random.beta(keep_key, ALPHA, ALPHA, (images,)), 1.0)
         return mix_styles(x_NHWC, keep_N, jax.random.permutation(other_key, images))

@@ -11,6 +11,7 @@ from metabin_jax.evaluation import protocols
 from metabin_jax.models import reid
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training.config_checks import KINDS, at_least, check_fields, get, one_of, some_of
+from metabin_jax.training.methods import LOSSES, METHODS
 
 PRESETS = ("paper", "official")
 SOURCES = ("synthetic", "folder", "csv", "prepared")
@@ -21,26 +22,6 @@ METRICS = ("cosine", "euclidean")
 IN_AFFINES = ("identity", "bn")
 DOMAINS_BY = ("source", "camera")
 DTYPES = ("float32", "bfloat16")
-# Method -> its norm layer, of norm.LAYERS. Table 4's first, then what only Table 3 has (build.build_learner), and then
-# what the paper does not have.
-METHODS = {
-    **{layer: layer for layer in ("bn", "in", "half", "dualnorm", "bin", "metabin")},
-    "bn_mldg": "bn",
-    "bin_mldg": "bin",
-    "metabin_shared": "bin",
-    "metabin_joint": "metabin",
-    "mixstyle": "bn",
-    "metabin_mixstyle": "metabin",
-    "bau": "bn",
-    "metabin_bau": "metabin",
-}
-# They split the domains.
-META_METHODS = (
-    "metabin", "metabin_shared", "metabin_joint", "bn_mldg", "bin_mldg", "metabin_mixstyle", "metabin_bau",
-)  # fmt: skip
-BASE_LOSSES = ("cross_entropy", "triplet")
-META_TRAIN_LOSSES = ("scatter", "shuffle", "triplet")
-META_TEST_LOSSES = ("triplet",)
 CLIPS = ("straight_through", "plain")
 # The least value of every number that has one.
 LEAST = {
@@ -117,7 +98,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.optimizer.decay = 0.1
 
     config.loss = ConfigDict()
-    config.loss.base = BASE_LOSSES  # Eq. 4; Table 3 has rows with cross_entropy alone
+    config.loss.base = ("cross_entropy", "triplet")  # Eq. 4; Table 3 has rows with cross_entropy alone
     config.loss.smoothing = 0.1  # Sec. 4.1
     config.loss.margin = 0.3  # Sec. 4.1
     config.loss.scatter_normalize_first = official  # centroid of L2-normalised features (released code)
@@ -127,8 +108,8 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.meta.beta_high = 1e-2 if official else 1e-1
     config.meta.beta_epochs = 5  # one cycle; released code
     config.meta.gamma = 0.1  # Sec. 4.1
-    config.meta.train_losses = META_TRAIN_LOSSES  # Eq. 8; Table 2 has rows with fewer
-    config.meta.test_losses = META_TEST_LOSSES  # Eq. 10; () leaves the cross-entropy below alone, as in Table 2
+    config.meta.train_losses = ("scatter", "shuffle", "triplet")  # Eq. 8; Table 2 has rows with fewer
+    config.meta.test_losses = ("triplet",)  # Eq. 10; () leaves the cross-entropy below alone, as in Table 2
     config.meta.start = 9 if official else 0  # the first step that meta-updates: 10 base updates come before
     config.meta.cross_entropy = False  # in both meta losses too, as the supplement has it for a single source
     # straight_through | plain: the gradient of the inner step's clip, see algorithm.clip_straight_through
@@ -232,9 +213,9 @@ def check(config: ConfigDict) -> None:
             f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
         )
     some_of(config, "data.train_splits", SPLITS)
-    some_of(config, "loss.base", BASE_LOSSES)
-    some_of(config, "meta.train_losses", META_TRAIN_LOSSES, or_none=config.meta.cross_entropy)
-    some_of(config, "meta.test_losses", META_TEST_LOSSES, or_none=config.meta.cross_entropy)
+    some_of(config, "loss.base", LOSSES)
+    some_of(config, "meta.train_losses", LOSSES, or_none=config.meta.cross_entropy)
+    some_of(config, "meta.test_losses", LOSSES, or_none=config.meta.cross_entropy)
     if config.data.protocol:
         _check_protocol(config)
     for field in ("data.train_domains", "data.eval_domains"):

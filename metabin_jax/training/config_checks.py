@@ -58,10 +58,10 @@ def one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
         raise UserError(f"config.{field} must be one of {', '.join(allowed)}; got {get(config, field)!r}")
 
 
-def some_of(config: ConfigDict, field: str, allowed: tuple[str, ...], or_none: bool = False) -> None:
+def some_of(config: ConfigDict, field: str, allowed: Collection[str], or_none: bool = False) -> None:
     names = get(config, field)
     if not set(names) <= set(allowed) or len(set(names)) < len(names) or not (names or or_none):
-        raise UserError(f"config.{field} must name some of {allowed}, each once; got {names!r}")
+        raise UserError(f"config.{field} must name some of {', '.join(allowed)}, each once; got {names!r}")
 
 
 def at_least(config: ConfigDict, field: str, low: float) -> None:
