@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from metabin_jax.algorithm import TrainState
-from metabin_jax.cli.options import load_config
+from metabin_jax.training.config_files import load_config
 from metabin_jax.data import resident
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import Run, build, load_images, resolve
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     use_compilation_cache()
-    config = resolve(load_config("configs/demo.py"))
+    config = resolve(load_config("demo"))
     steps = args.dispatches * args.steps_per_dispatch
     config.steps_per_epoch = steps  # so that no dispatch is cut short
     images = load_images(config, build(config).data.records)

@@ -33,12 +33,12 @@ def start(height: int, width: int, all_forms: bool) -> dict[str, float]:
 
     import jax
 
-    from metabin_jax.cli.options import load_config
+    from metabin_jax.training.config_files import load_config
     from metabin_jax.training import train
     from metabin_jax.training.build import build, load_images, resolve
 
     passed("imports")
-    config = load_config("configs/demo.py")
+    config = load_config("demo")
     config.model.name, config.data.height, config.data.width = "mobilenetv2_1.4", height, width
     run = build(resolve(config))
     images = load_images(run.config, run.data.records)

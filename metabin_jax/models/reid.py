@@ -92,5 +92,5 @@ def create(
             f"{', '.join(BACKBONES)}; got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
-        raise UserError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
+        raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
     return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)

@@ -14,6 +14,7 @@ from metabin_jax.data.cache import progress
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.data.sets import catalogue
 from metabin_jax.evaluation.protocol import query_gallery
+from metabin_jax.runtime.errors import UserError
 
 MAX_NAMED = 5  # files that one line names
 
@@ -45,7 +46,7 @@ def examine(path: str | Path) -> Iterator[str]:
         try:
             catalogue.check_counts(data_set, records)
             yield f"  complete: {_phrase(data_set.published)}, as published"
-        except ValueError as error:
+        except UserError as error:
             yield f"  {error}"
     else:
         records = read_folder(path) if path.is_dir() else read_csv(path)
@@ -65,7 +66,7 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
             yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {_named(nobody)}"
     try:
         split = query_gallery(records)
-    except ValueError as error:
+    except UserError as error:
         yield f"{domain} cannot be evaluated: {error}"
         return
     seen = collections.Counter(split.gallery_pid.tolist())

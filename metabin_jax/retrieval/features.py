@@ -102,11 +102,11 @@ def read(path: str | Path) -> Features:
         features = Features(**columns, made_by=made_by)
         describe(made_by)  # has all it needs
         if {len(values) for values in columns.values()} != {len(features) or 1}:
-            raise UserError("its columns differ in length, or are empty")
+            raise ValueError("its columns differ in length, or are empty")
         if {name: values.dtype.kind for name, values in columns.items()} != KINDS or features.feature.ndim != 2:
-            raise UserError("its columns hold something else")
+            raise ValueError("its columns hold something else")
         if not np.allclose(np.linalg.norm(features.feature, axis=1), 1, atol=1e-3):
-            raise UserError("its features are not of length one")
+            raise ValueError("its features are not of length one")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a feature file of metabin embed ({error}).") from error
     return features

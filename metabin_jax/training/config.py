@@ -146,8 +146,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     try:
         value = _parse(text, example)
     except (KeyError, ValueError, csv.Error):
-        kind = "values separated by commas, such as a,b" if type(example) is tuple else KINDS[type(example)]
-        raise UserError(f"config.{field} must be {kind}; got {text!r}") from None
+        raise UserError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
     group, _, name = field.rpartition(".")
     (get(config, group) if group else config)[name] = value
 
@@ -185,7 +184,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
     try:
         reid.create(config.model.name, num_classes=1)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"config.model.name: {error}") from None
     for low, fields in LEAST.items():
         for field in fields:

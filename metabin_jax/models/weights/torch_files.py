@@ -86,10 +86,10 @@ def _torch(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(member.file_size != member.compress_size for member in archive.infolist()):
-                    raise UserError("its content is compressed, which that of a state dict never is")
+                    raise ValueError("its content is compressed, which that of a state dict never is")
                 damaged = archive.testzip()  # PyTorch does not look at the checksums
                 if damaged:
-                    raise UserError(f"the checksum of {damaged} is wrong")
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats, addressed to whoever wrote the file
             return convert(torch.load(path, map_location="cpu", weights_only=True))
