@@ -1,8 +1,8 @@
-"""Draws one synthetic person: the identity (Identity), the pose (Pose), and a picture of both (paint).
+"""Draws one clothed pedestrian: who it is (Identity), what it does (Pose), and the picture of both (paint).
 
-FAMILY_SIZE look-alikes form a family: they share cut, pattern, hair style and kind of bag. Mainly the absolute colour
-and lightness of their clothes tell them apart. Instance normalisation removes the channel means and variances of
-each image, so it blurs this difference.
+FAMILY_SIZE people form a family of look-alikes: they share cut, pattern, hair style and kind of bag. Mostly the
+absolute colour and lightness of their clothes tell them apart. Instance normalisation removes the channel means and
+variances of each image, and so blurs that difference.
 """
 
 import colorsys
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 Colour = tuple[int, ...]  # red, green, blue and perhaps opacity, 0 to 255
 FAMILY_SIZE = 6
-# Patches (top, bottom, left, right) of a torso that spans 0 to 1 downwards and -1 to 1 across.
+# Patches (top, bottom, left, right) of a torso that reaches from 0 to 1 downwards and from -1 to 1 across.
 PATTERNS = {
     "plain": (),
     "hoops": tuple((k / 4 + 0.1, k / 4 + 0.22, -1, 1) for k in range(4)),
@@ -26,7 +26,7 @@ PATTERNS = {
 
 
 class Identity(NamedTuple):
-    """What stays the same from picture to picture."""
+    """What is the same in all pictures of a person."""
 
     pattern: str
     bag: str
@@ -47,7 +47,7 @@ class Identity(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """What changes from picture to picture."""
+    """What differs between pictures of a person."""
 
     yaw: float  # radians, 0 = towards the camera
     stride: float
@@ -67,9 +67,9 @@ def _shade(colour: Colour, factor: float) -> Colour:
 
 
 def draw_identity(family: np.random.Generator, own: np.random.Generator, member: int) -> Identity:
-    """Draws an identity: cut of the clothes from the family's generator, most colours from the person's own.
+    """Draws a person: the cut of the clothes from the family's generator, most colours from the person's own.
 
-    The members of a family wear the same outfit in two pairs of hues, each dark, medium and light.
+    The members of a family wear one outfit in two pairs of hues, each pair dark, medium and light.
     """
     hues, saturation, shades = family.random(2), family.uniform(0.2, 0.85), family.uniform(0.55, 1.0, 2)
     hues += (member // 3) * family.uniform(0.25, 0.75) + own.normal(0.0, 0.02, 2)
@@ -96,7 +96,7 @@ def draw_identity(family: np.random.Generator, own: np.random.Generator, member:
 
 
 def draw_pose(rng: np.random.Generator, yaw: float) -> Pose:
-    """Draws a pose that roughly faces `yaw`."""
+    """Draws a pose that faces approximately `yaw`."""
     stride, swing = rng.uniform(-1.0, 1.0, 2)
     lean, shift, drop, scale, turn = rng.normal(0.0, (0.02, 0.03, 0.015, 0.04, 0.35))
     return Pose(yaw + turn, stride, swing, lean, shift, drop, 1.0 + scale)
@@ -106,17 +106,15 @@ def paint(image: Image.Image, person: Identity, pose: Pose, height: float, tilt:
     """Paints a person into an RGB image.
 
     Args:
-      image: the background; changed in place.
-      person: the identity.
-      pose: the pose.
+      image: the scene behind the person; changed in place.
       height: of an average person, as a share of the image's height.
-      tilt: how far the camera looks down (0 to 0.5): heads grow and legs shrink.
+      tilt: how far the camera looks down (0 to 0.5): larger heads, shorter legs.
     """
     _Painter(image, person, pose, height, tilt).paint()
 
 
 class _Painter:
-    """Paints in coordinates of the body: x from its axis, y from 0 (crown) to 1 (soles), in body heights."""
+    """Coordinates in body heights: x from the body's axis, y from 0 (crown) to 1 (soles)."""
 
     def __init__(self, image: Image.Image, person: Identity, pose: Pose, height: float, tilt: float):
         self.draw = ImageDraw.Draw(image, "RGBA")
