@@ -33,9 +33,9 @@ def start(height: int, width: int, all_forms: bool) -> dict[str, float]:
 
     import jax
 
-    from metabin_jax.training.config_files import load_config
     from metabin_jax.training import train
     from metabin_jax.training.build import build, load_images, resolve
+    from metabin_jax.training.config_files import load_config
 
     passed("imports")
     config = load_config("demo")
