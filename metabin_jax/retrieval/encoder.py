@@ -1,10 +1,7 @@
 """Embeds image files with a trained run. Threads decode a few batches ahead of the device."""
 
 import dataclasses
-import datetime
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,8 @@ from metabin_jax.evaluation.embedding import embed_batches
 from metabin_jax.evaluation.metrics import unit_length
 from metabin_jax.retrieval.features import Features
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.progress import Progress
 from metabin_jax.training import trained
-
-PROGRESS_EVERY = 2.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +60,14 @@ def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, 
 
     batch_size = min(encoder.batch_size, len(paths))
     feature_of_batch = []
-    with _Progress(len(paths)) as progress:
+    with Progress("embedding", len(paths)) as progress:
         for feature_ND in embed_batches(encoder.model, encoder.variables, pixels()):
             feature_of_batch.append(unit_length(feature_ND))
-            progress.show(min(len(feature_of_batch) * batch_size, len(paths)))
+            done = min(batch_size, len(paths) - progress.n)
+            if progress.n:
+                progress.update(done)
+            else:  # the first batch waits for the compilation
+                progress.start_clock(done)
     kept = np.delete(np.arange(len(paths)), broken)
     if not len(kept):
         raise UserError(f"none of the {len(paths)} images can be read; the first is {paths[0]}.")
@@ -102,28 +102,3 @@ def read_batches(
     cores = os.cpu_count() or 1
     ahead = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=2 * cores)
     return iter(grain.MapDataset.range(-(-len(paths) // batch_size)).map(load).to_iter_dataset(ahead))
-
-
-class _Progress:
-    """A line on stderr, from the second batch on (the first one waits for the compilation). Use as a context."""
-
-    def __init__(self, total: int):
-        self._total, self._first, self._since, self._shown, self._end = total, 0, 0.0, 0.0, ""
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        print(self._end, end="", file=sys.stderr, flush=True)
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        if not self._first:
-            self._first, self._since, self._shown = done, now, now
-        elif now - self._shown >= PROGRESS_EVERY or (self._end and done == self._total):
-            rate = (done - self._first) / (now - self._since)
-            eta = datetime.timedelta(seconds=round((self._total - done) / rate))
-            line = f"embedding: {done}/{self._total}  {rate:.0f} images/s  ETA {eta}"
-            on_terminal = sys.stderr.isatty()
-            print(f"\r{line}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
-            self._shown, self._end = now, "\n" if on_terminal else ""

@@ -1,7 +1,6 @@
 """Feature files, .npz or .parquet: `metabin embed` writes them, `metabin search` and `calibrate` read them."""
 
 import dataclasses
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from metabin_jax.runtime import files
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 
 SUFFIXES = (".npz", ".parquet")
 LABELS = ("path", "pid", "camid", "domain")
@@ -129,5 +129,4 @@ def _read_parquet(path: Path) -> dict[str, Any]:
 
 
 def _need_pyarrow(path: Path) -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{path}: Parquet needs pyarrow: pip install 'metabin_jax[parquet]', or write .npz.")
+    needs(f"{path}: Parquet", "parquet", "pyarrow", otherwise=", or write .npz")

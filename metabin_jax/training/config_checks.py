@@ -1,4 +1,4 @@
-"""Checks of a config's fields, each named by its path ('data.height'); all raise ValueError with one sentence."""
+"""Checks of a config's fields, each named by its path ('data.height'); all raise UserError."""
 
 import difflib
 import math
@@ -58,9 +58,9 @@ def one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
         raise UserError(f"config.{field} must be one of {', '.join(allowed)}; got {get(config, field)!r}")
 
 
-def some_of(config: ConfigDict, field: str, allowed: Collection[str], or_none: bool = False) -> None:
+def some_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
     names = get(config, field)
-    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not (names or or_none):
+    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not names:
         raise UserError(f"config.{field} must name some of {', '.join(allowed)}, each once; got {names!r}")
 
 

@@ -191,17 +191,6 @@ def test_the_decoding_is_that_of_the_cache():
     assert embed.decode_image is cache.decode_image
 
 
-def test_progress(capsys, monkeypatch):
-    now = iter([0.0, 1.0, 3.0, 5.0])
-    monkeypatch.setattr(embed.time, "monotonic", lambda: next(now))
-    with embed._Progress(1000) as progress:
-        for done in (100, 200, 400, 600):
-            progress.show(done)
-    # Since the first batch, which waits for the compilation: 300 images in 3 s, 500 in 5 s; too early after 1 s.
-    lines = ["embedding: 400/1000  100 images/s  ETA 0:00:06", "embedding: 600/1000  100 images/s  ETA 0:00:04"]
-    assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines)
-
-
 def test_the_digest_tells_weights_apart(straight):
     variables = embed.load_encoder(straight[0]).variables
     digest = trained._digest(variables)

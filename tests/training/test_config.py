@@ -144,12 +144,18 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"meta__beta_high": 1e-5}, "config.meta.beta_high must be 0.001 or more; got 1e-05"),
         ({"data__protocol": "p9"}, "There is no protocol 'p9'; known are paper, "),
         ({"data__protocol": "paper"}, "config.data.train_domains is (), but ('cuhk02', 'cuhk03', 'market1501', "),
-        ({"data__train_splits": ()}, "config.data.train_splits must name some of ('train', 'query', 'gallery', 'all')"),
+        ({"data__train_splits": ()}, "config.data.train_splits must name some of train, query, gallery, all"),
         ({"data__train_splits": ("test",)}, "config.data.train_splits must name some of"),
-        ({"loss__base": ()}, "config.loss.base must name some of ('cross_entropy', 'triplet'), each once; got ()"),
+        (
+            {"loss__base": ()},
+            "some of cross_entropy, triplet, scatter, shuffle, each once; got ()",
+        ),
         ({"loss__base": ("triplet", "triplet")}, "config.loss.base must name some of"),
-        ({"meta__train_losses": ()}, "config.meta.train_losses must name some of ('scatter', 'shuffle', 'triplet')"),
-        ({"meta__test_losses": ("shuffle",)}, "config.meta.test_losses must name some of ('triplet',), each once"),
+        ({"meta__train_losses": ()}, "config.meta.train_losses must name some of cross_entropy, triplet, scatter"),
+        (
+            {"meta__test_losses": ("centre",)},
+            "config.meta.test_losses must name some of cross_entropy, triplet",
+        ),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),
         ({"data__path": ""}, "config.data.path is empty: say where the folder data is, --config.data.path="),
         ({"data__eval_domains": (1,)}, "config.data.eval_domains must name domains, each once; got (1,)"),
@@ -172,7 +178,9 @@ def test_a_config_that_cannot_work(fields, message):
 def test_a_field_that_is_missing():
     incomplete = config()
     del incomplete.meta.gamma
-    with pytest.raises(ValueError, match=r"config\.meta\.gamma is missing: start from metabin_jax\.config\.metabin"):
+    with pytest.raises(
+        ValueError, match=r"config\.meta\.gamma is missing: start from metabin_jax\.training\.config"
+    ):
         check(incomplete)
 
 
@@ -181,5 +189,5 @@ def test_what_only_some_methods_need():
     check(config(__val_fraction=0.0))
     check(config(eval__metric="euclidean"))
     check(config(eval__rerank=True, eval__query_expansion=2))
-    check(config(meta__cross_entropy=True, meta__train_losses=(), meta__test_losses=()))
+    check(config(meta__train_losses=("cross_entropy",), meta__test_losses=("cross_entropy",)))
     check(config(optimizer__alpha=1))  # a whole number where any will do
