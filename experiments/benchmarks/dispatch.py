@@ -21,7 +21,6 @@ from metabin_jax.algorithm import TrainState
 from metabin_jax.data import resident
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import Run, build, load_images, resolve
-from metabin_jax.training.config_files import load_config
 from metabin_jax.training.train import make_step, read_batches
 
 
