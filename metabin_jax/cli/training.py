@@ -2,18 +2,7 @@
 
 import argparse
 
-from metabin_jax.cli.options import (
-    CONFIG,
-    DISTRIBUTED,
-    FIELDS,
-    MODEL,
-    check_output,
-    command,
-    fields,
-    flag,
-    option,
-    output,
-)
+from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, fields, option, output
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -134,7 +123,7 @@ def export(options: argparse.Namespace) -> None:
     option("name", metavar="NAME", help="a published data set, all or folder"),
     option("--manual_dir", required=True, metavar="DIR", help="holds the unpacked sets, or your domains"),
     option("--data_dir", default=DATA_DIR, metavar="DIR", help=f"for the prepared sets (default: {DATA_DIR})"),
-    flag("--allow_incomplete", "prepare a set even if its counts are not the published ones"),
+    option("--allow_incomplete", action="store_true", help="prepare a set whose counts differ from the published ones"),
 )
 def prepare(options: argparse.Namespace) -> None:
     """Pack published data sets, or a folder of domains, into a few files each, and check them.

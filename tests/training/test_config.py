@@ -178,9 +178,7 @@ def test_a_config_that_cannot_work(fields, message):
 def test_a_field_that_is_missing():
     incomplete = config()
     del incomplete.meta.gamma
-    with pytest.raises(
-        ValueError, match=r"config\.meta\.gamma is missing: start from metabin_jax\.training\.config"
-    ):
+    with pytest.raises(ValueError, match=r"config\.meta\.gamma is missing: start from metabin_jax\.training\.config"):
         check(incomplete)
 
 
