@@ -1,4 +1,4 @@
-"""Table 2: the losses of the meta-train and of the meta-test step, and a fixed beta against the cyclic one."""
+"""Table 2: the losses of the meta-train and the meta-test step, and a fixed beta against the cyclic one."""
 
 from experiments.study import Study, main
 from experiments.tables import FIXED_BETA, Row
@@ -12,6 +12,7 @@ def _losses(*names: str) -> dict[str, tuple[str, ...]]:
 
 STUDY = Study(
     name="table2",
+    about=__doc__,
     rows=(
         Row("BN", {"method": "bn"}, (50.9, 59.5)),
         Row("MetaBIN: Lce, fixed", CROSS_ENTROPY | FIXED_BETA, (60.6, 69.4)),

@@ -58,7 +58,7 @@ def load_images(
       UserError: records is empty, or images cannot be decoded (names the first five).
     """
     if not records:
-        raise UserError("There is no record to load images of.")
+        raise ValueError("There is no record to load images of.")
     height, width = size
     key = hashlib.sha256(f"{FORMAT}, {height}x{width}".encode())
     for record in records:

@@ -63,7 +63,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     if missing:
         raise FileNotFoundError(f"Domain {missing[0]!r} is not in {root}, which holds: {', '.join(names)}.")
     if len(set(domains)) < len(domains):
-        raise UserError(f"The list of domains names one twice: {', '.join(domains)}.")
+        raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
     return [record for domain in domains or names for record in read_domain(root / domain, domain)]
 
 

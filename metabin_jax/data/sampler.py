@@ -101,9 +101,9 @@ class MetaSampler:
     def __init__(self, sampler: DomainSampler, num_meta_train: int):
         num_domains = sampler.num_domains
         if num_domains < 2:
-            raise UserError("There is one source domain, but meta-learning splits the domains: give two or more.")
+            raise ValueError("There is one source domain, but meta-learning splits the domains: give two or more.")
         if not 1 <= num_meta_train < num_domains:
-            raise UserError(
+            raise ValueError(
                 f"num_meta_train is {num_meta_train}, but the {num_domains} domains are split into meta-train"
                 f" and meta-test, at least one each: choose from 1 to {num_domains - 1}."
             )
@@ -208,7 +208,7 @@ def held_out_split(
       UserError: fraction is out of range, or a domain has fewer than two identities with two images.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
+        raise ValueError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
     rng = np.random.default_rng([seed, HELD_OUT])
     held_out = np.zeros(len(pid), bool)
     for d in range(int(domain.max()) + 1):

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from metabin_jax.data import pedestrian
 from metabin_jax.data.records import Record
-from metabin_jax.runtime.errors import UserError
 
 SUPERSAMPLING = 3
 SCENE_WIDTHS = 6  # a camera's scene is this many images wide, and each image shows a random part of it
@@ -124,9 +123,9 @@ def generate(
 def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size: tuple[int, int]) -> None:
     if isinstance(domains, str) or not domains or sorted(set(domains) & set(DOMAINS)) != sorted(domains):
         known = ", ".join(DOMAINS)
-        raise UserError(f"domains must be a list of different names out of {known}, not {domains!r}.")
+        raise ValueError(f"domains must be a list of different names out of {known}, not {domains!r}.")
     if np.shape(size) != (2,):
-        raise UserError(f"size must be (height, width), not {size!r}.")
+        raise ValueError(f"size must be (height, width), not {size!r}.")
     for name, value, least in (
         ("seed", seed, 0),
         ("ids_per_domain", ids, 1),
@@ -135,7 +134,7 @@ def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size
         ("The width in size", size[1], MIN_SIZE[1]),
     ):
         if not isinstance(value, int | np.integer) or value < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[int, int]) -> Iterator[np.ndarray]:

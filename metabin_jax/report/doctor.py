@@ -13,6 +13,7 @@ from PIL import Image
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.data.sets import catalogue
 from metabin_jax.evaluation.protocol import query_gallery
+from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.progress import Progress
 from metabin_jax.runtime.text import few
 
@@ -44,7 +45,7 @@ def examine(path: str | Path) -> Iterator[str]:
         try:
             catalogue.check_counts(data_set, records)
             yield f"  complete: {_phrase(data_set.published)}, as published"
-        except ValueError as error:
+        except UserError as error:
             yield f"  {error}"
     else:
         records = read_folder(path) if path.is_dir() else read_csv(path)
@@ -64,7 +65,7 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
             yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {few(nobody)}"
     try:
         split = query_gallery(records)
-    except ValueError as error:
+    except UserError as error:
         yield f"{domain} cannot be evaluated: {error}"
         return
     seen = collections.Counter(split.gallery_pid.tolist())

@@ -1,4 +1,4 @@
-"""Image files to features by a trained run: decoded by threads ahead of the device, a few batches at a time."""
+"""Embeds image files with a trained run. Threads decode a few batches ahead of the device."""
 
 import dataclasses
 import os
@@ -23,7 +23,11 @@ from metabin_jax.training import trained
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A trained net and what it takes: size is (height, width) in pixels, made_by as in `Features`."""
+    """A trained net.
+
+    size: (height, width) of the images it takes, in pixels. batch_size: images embedded at a time. made_by: as in
+    `Features`.
+    """
 
     model: nn.Module
     variables: dict
@@ -33,19 +37,18 @@ class Encoder:
 
 
 def load_encoder(workdir: str | Path) -> Encoder:
-    """The net of a workdir of `metabin train`, at the checkpoint that its config selects.
+    """The net of a run at the checkpoint that its config selects.
 
-    Raises UserError or FileNotFoundError where there is no run or no checkpoint.
+    Raises UserError or FileNotFoundError if there is no run or no checkpoint.
     """
     run = trained.load(workdir)
     return Encoder(run.model, run.variables, run.size, run.batch_size, run.made_by())
 
 
 def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, list[str]]:
-    """The features of `images`, in their order, and the paths of those that cannot be read, which are left out.
+    """Embeds `images` in their order. Returns their features, and the paths of images that cannot be read.
 
-    Raises:
-      ValueError: no image can be read, or a feature is not finite.
+    Raises UserError if no image can be read or a feature is not finite.
     """
     paths = [image.path for image in images]
     broken: list[int] = []
@@ -70,7 +73,7 @@ def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, 
         raise UserError(f"none of the {len(paths)} images can be read; the first is {paths[0]}.")
     feature_ND = np.concatenate(feature_of_batch)[kept]
     if not np.isfinite(feature_ND).all():
-        raise UserError(f"features are not finite: the weights in {encoder.made_by['run']} are no good.")
+        raise UserError(f"features are not finite: check the weights in {encoder.made_by['run']}.")
     path, pid, camid, domain = (np.array(column)[kept] for column in zip(*images, strict=True))
     features = Features(path, feature_ND, pid, camid, domain, encoder.made_by)
     return features, [paths[row] for row in broken]
@@ -79,10 +82,10 @@ def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, 
 def read_batches(
     paths: Sequence[str], size: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
-    """Batches uint8 [batch_size, H, W, 3] in order, each with the rows of `paths` in it that cannot be read.
+    """Yields batches uint8 [batch_size, H, W, 3] in order, each with the rows of `paths` that could not be read.
 
-    These, and what is missing of the last batch, are zeros. A thread decodes a batch, as one image would be too small
-    a task to hand over; a batch per core waits for its turn.
+    Images that could not be read are zeros; so is the rest of the last batch. A thread decodes a whole batch, because
+    one image is too small a task to hand over.
     """
 
     def load(number: int) -> tuple[NDArray[np.uint8], list[int]]:

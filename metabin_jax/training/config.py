@@ -1,6 +1,7 @@
 """Every setting with its source, and the checks that run before any work does."""
 
-import ast
+import csv
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -133,29 +134,38 @@ def metabin(preset: str = "paper") -> ConfigDict:
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
-    """Sets the field named by its path ('data.height') to what `text` says. Raises ValueError."""
+    """Sets the field named by its path ('data.height') to the value of `text`. A tuple is written a,b.
+
+    Raises UserError for an unknown field and for a text of another type.
+    """
     example = get(metabin(), field)
     if isinstance(example, ConfigDict):
         raise UserError(f"config.{field} is a group: set its fields, such as config.{field}.{next(iter(example))}")
     if field == "preset":
-        raise UserError("config.preset only records the choice: make it by --config=FILE:PRESET")
+        raise UserError("config.preset only records the choice: make it by --config=NAME:PRESET")
     try:
-        value = _parse(text, type(example))
-    except (KeyError, SyntaxError, ValueError):
+        value = _parse(text, example)
+    except (KeyError, ValueError, csv.Error):
         raise UserError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
     group, _, name = field.rpartition(".")
     (get(config, group) if group else config)[name] = value
 
 
-def _parse(text: str, kind: type) -> Any:
-    if kind is bool:
+def _parse(text: str, example: Any) -> Any:
+    """The value of `text`, of the example's type; elements of a tuple are numbers if the example's are."""
+    if type(example) is bool:
         return {"true": True, "false": False}[text.lower()]
-    if kind is not tuple:
-        return kind(text)
-    if text.isidentifier():
-        return (text,)
-    value = ast.literal_eval(text)
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
+    if type(example) is not tuple:
+        return type(example)(text)
+    (values,) = csv.reader([text], skipinitialspace=True, strict=True)  # a value with a comma is quoted: "a,b",c
+    return tuple(map(_number, values) if example and not isinstance(example[0], str) else values)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return int(text) if text.strip().isdecimal() else number
 
 
 def check(config: ConfigDict) -> None:
@@ -174,7 +184,7 @@ def check(config: ConfigDict) -> None:
     one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
     try:
         reid.create(config.model.name, num_classes=1)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"config.model.name: {error}") from None
     for low, fields in LEAST.items():
         for field in fields:

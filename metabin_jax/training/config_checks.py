@@ -14,7 +14,7 @@ KINDS = {
     int: "a whole number",
     float: "a number",
     bool: "True or False",
-    tuple: "a tuple as in Python, such as \"('a', 'b')\"",
+    tuple: "a tuple, on the command line a,b",
 }
 
 
@@ -25,7 +25,7 @@ def check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
             raise _unknown(name, known, path)
     for name, example in known.items():
         if name not in config:
-            raise UserError(f"{path}.{name} is missing: start from metabin_jax.config.metabin()")
+            raise UserError(f"{path}.{name} is missing: start from metabin_jax.training.config.metabin()")
         value, field = config[name], f"{path}.{name}"
         if isinstance(example, ConfigDict) and isinstance(value, ConfigDict):
             check_fields(value, example, field)

@@ -52,12 +52,17 @@ def test_what_the_presets_disagree_on():
         ("meta.first_order", "true", True),
         ("data.path", "", ""),
         ("data.path", "a=b c", "a=b c"),
-        ("data.eval_domains", "('a', 'b-c')", ("a", "b-c")),
-        ("data.eval_domains", "['a']", ("a",)),
-        ("data.eval_domains", "()", ()),
+        ("data.eval_domains", "a,b-c", ("a", "b-c")),
+        ("data.eval_domains", "a, b c", ("a", "b c")),
+        ("data.eval_domains", '"a,b",c', ("a,b", "c")),
+        ("data.eval_domains", "7", ("7",)),
+        ("data.eval_domains", "", ()),
         ("data.eval_domains", "mall", ("mall",)),
-        ("optimizer.decay_epochs", "(3,)", (3,)),
+        ("data.train_splits", "train,query", ("train", "query")),
+        ("optimizer.decay_epochs", "40,70", (40, 70)),
+        ("optimizer.decay_epochs", "2.5, 3", (2.5, 3)),
         ("optimizer.decay_epochs", "3", (3,)),
+        ("optimizer.decay_epochs", "", ()),
     ],
 )
 def test_override(field, text, value):
@@ -67,6 +72,8 @@ def test_override(field, text, value):
     for name in field.split("."):
         got = got[name]
     assert (type(got), got) == (type(value), value)
+    if isinstance(value, tuple):
+        assert list(map(type, got)) == list(map(type, value))
 
 
 @pytest.mark.parametrize(
@@ -77,17 +84,19 @@ def test_override(field, text, value):
         ("optimizer.alhpa", "1", "config.optimizer has no field 'alhpa': did you mean alpha?"),
         ("seed.x", "1", "config.seed is no group: it has no field 'x'"),
         ("optimizer", "1", "config.optimizer is a group: set its fields, such as config.optimizer.alpha"),
-        ("preset", "official", "--config=FILE:PRESET"),
+        ("preset", "official", "--config=NAME:PRESET"),
         ("seed", "1.5", "config.seed must be a whole number; got '1.5'"),
         ("seed", "None", "config.seed must be a whole number; got 'None'"),
         ("meta.gamma", "big", "config.meta.gamma must be a number; got 'big'"),
         ("meta.first_order", "maybe", "config.meta.first_order must be True or False; got 'maybe'"),
         (
             "data.eval_domains",
-            "(",
-            "config.data.eval_domains must be a tuple as in Python, such as \"('a', 'b')\"; got '('",
+            'a,"b',
+            "config.data.eval_domains must be a tuple, on the command line a,b; got 'a,\"b'",
         ),
-        ("data.eval_domains", "a,b", "config.data.eval_domains must be a tuple"),
+        ("optimizer.decay_epochs", "a,b", "config.optimizer.decay_epochs must be a tuple"),
+        ("optimizer.decay_epochs", "40,nan", "config.optimizer.decay_epochs must be a tuple"),
+        ("optimizer.decay_epochs", "(40, 70)", "config.optimizer.decay_epochs must be a tuple"),
     ],
 )
 def test_an_override_that_cannot_be(field, text, message):

@@ -132,12 +132,12 @@ def _new_protocol(content: dict[str, Any]) -> tuple[list[str], list[int], dict[s
     labels = [int(label) for label in np.atleast_1d(content["labels"])]
     of_split = {split: [int(i) - 1 for i in np.atleast_1d(content[key])] for key, split in NEW_PROTOCOL_SPLITS.items()}
     if len(names) != len(labels):
-        raise UserError(f"{len(names)} names and {len(labels)} labels")
+        raise ValueError(f"{len(names)} names and {len(labels)} labels")
     people = [name.rsplit("_", 2)[0] for name in names]  # <pair>_<pid>
     if not len(set(people)) == len(set(labels)) == len(set(zip(people, labels, strict=True))):
-        raise UserError("the labels and the persons in the names do not correspond")
+        raise ValueError("the labels and the persons in the names do not correspond")
     if outside := [row + 1 for rows in of_split.values() for row in rows if not 0 <= row < len(names)]:
-        raise UserError(f"index {outside[0]} among {len(names)} images")
+        raise ValueError(f"index {outside[0]} among {len(names)} images")
     return names, labels, of_split
 
 

@@ -86,7 +86,7 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with h5py.File(path, "r") as file:
             pairs = [file[pair][()] for pair in file["detected"][()].flat]
             if any(people.ndim != 2 or len(people) != CUHK03_CELLS for people in pairs):
-                raise UserError(f"its pairs are not of {CUHK03_CELLS} images a person")
+                raise ValueError(f"its pairs are not of {CUHK03_CELLS} images a person")
             cells = [
                 (pair, person, cell, reference)
                 for pair, people in zip(cuhk.PAIRS, pairs, strict=True)
@@ -97,7 +97,9 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 image = file[reference][()]
                 if image.ndim > 2:  # an empty cell is stored as its two dimensions
                     if image.dtype != np.uint8 or len(image) != 3:
-                        raise UserError(f"image {cell} of person {person} in pair {pair} is {image.dtype}{image.shape}")
+                        raise ValueError(
+                            f"image {cell} of person {person} in pair {pair} is {image.dtype}{image.shape}"
+                        )
                     view = 1 if cell <= VIEW_IMAGES else 2
                     yield f"{pair}_{person:03d}_{view}_{cell:02d}.png", np.ascontiguousarray(image.T)
     except Exception as error:  # damaged files make h5py raise OSError, KeyError, RuntimeError, ...
@@ -129,16 +131,16 @@ def _cuhksysu_boxes(content: dict[str, Any]) -> dict[str, list[tuple[str, Box]]]
     for person in np.atleast_1d(content["Person"]):
         scenes, appearances = np.atleast_1d(person["scene"]), int(person["nAppear"])
         if len(scenes) < appearances:
-            raise UserError(f"{person['idname']} has {len(scenes)} boxes of {appearances}")
+            raise ValueError(f"{person['idname']} has {len(scenes)} boxes of {appearances}")
         for number, scene in enumerate(scenes[:appearances], start=1):
             pid, frame = int(person["idname"].removeprefix("p")), int(Path(scene["imname"]).stem.removeprefix("s"))
             name = f"p{pid:05d}_n{number:02d}_s{frame:05d}_hard{int(scene['ishard'])}.png"
             x, y, width, height = (int(value) for value in scene["idlocate"])
             if width < 1 or height < 1:
-                raise UserError(f"the box of {person['idname']} in {scene['imname']} is empty")
+                raise ValueError(f"the box of {person['idname']} in {scene['imname']} is empty")
             boxes_of[scene["imname"]].append((name, (x - 1, y - 1, x + width, y + height)))
     if not boxes_of:
-        raise UserError("it lists no person")
+        raise ValueError("it lists no person")
     return boxes_of
 
 

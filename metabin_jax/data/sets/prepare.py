@@ -42,7 +42,7 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
     for known in _found(manual_dir) if name == "all" else [name]:
         try:
             _prepare(known, manual_dir, data_dir, allow_incomplete)
-        except ValueError as error:  # the next set may be complete
+        except UserError as error:  # the next set may be complete
             errors.append(error)
     for another in errors[1:]:
         print(f"not prepared either: {another}")
@@ -69,7 +69,7 @@ def _prepare(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool
     if name in catalogue.SETS and allow_incomplete:
         try:
             catalogue.check_counts(catalogue.SETS[name], records)
-        except ValueError as error:
+        except UserError as error:
             print(f"  {error}")
 
 

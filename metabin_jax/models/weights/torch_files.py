@@ -82,10 +82,10 @@ def _torch(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(member.file_size != member.compress_size for member in archive.infolist()):
-                    raise UserError("its content is compressed, but PyTorch never compresses a state dict")
+                    raise ValueError("its content is compressed, but PyTorch never compresses a state dict")
                 damaged = archive.testzip()  # PyTorch does not check the checksums
                 if damaged:
-                    raise UserError(f"the checksum of {damaged} is wrong")
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the format, meant for the author of the file
             return convert(torch.load(path, map_location="cpu", weights_only=True))
