@@ -45,9 +45,9 @@ class Progress(tqdm):
         every_update: bool = False,
     ):
         self._moves = sys.stderr.isatty()
-        delay, every = (2, 0.1) if self._moves else (10, 10)
+        delay, every = (2.0, 0.1) if self._moves else (10.0, 10.0)
         if every_update:
-            delay, every = 1e-9, 0  # a delay of 0 would print before the first update
+            delay, every = 1e-9, 0.0  # a delay of 0 would print before the first update
         super().__init__(
             iterable,
             what,
