@@ -3,6 +3,7 @@
 import argparse
 
 from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, fields, option, output
+from metabin_jax.runtime.text import few
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -209,8 +210,7 @@ def _print_results(results: dict, workdir: str) -> None:
     for domain, scores in results["targets"].items():
         unmatched = scores["unmatched"]
         if unmatched:
-            named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
-            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
+            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {few(unmatched, 3)}")
         pairs = scores["verification"]
         threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
         print(
