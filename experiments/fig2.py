@@ -20,9 +20,9 @@ from experiments.settings import Setting
 from experiments.study import Job
 from experiments.tables import METRICS, Line, Row, markdown, mean_scores, mean_std
 from metabin_jax.algorithm import Batch
-from metabin_jax.plan.run import batch_shapes
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import Run, build, read, resolve
+from metabin_jax.training.sketch import batch_shapes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

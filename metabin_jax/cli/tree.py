@@ -103,11 +103,9 @@ PLAN_HELP = """usage: metabin plan --config=FILE[:PRESET] --target=CARD [--devic
   --config.FIELD=VALUE      any field of the config
 
 Compiles the training step for the card, which need not be there, in bfloat16 and float32, with the first-order and the
-exact meta-gradient (a minute or more each), and prints a row for each: peak memory; whether it fits into the 75 % of
-the card that JAX takes; what all kernels move, and the norm layers in forward passes; how many kernels there are, and
-convolutions of cuDNN, whose workspaces come on top. Float64 in the step, or a transfer to the host, is an error. For
-more devices than one the rows are about each of them, and under the table stands what they send each other and how much
-faster than one device that lets them be; every variant is compiled for one device, too. Needs jax[cuda12]."""
+exact meta-gradient (a minute or more each), and prints a row for each: peak memory, whether it fits into the 75 % of
+the card that JAX takes, and how long compiling took. Workspaces of cuDNN come on top. Float64 in the step, or a
+transfer to the host, is an error. With several devices a row is about each of them. Needs jax[cuda12]."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -212,8 +210,11 @@ def plan(arguments: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
     from metabin_jax.plan import find_target, plan
+    from metabin_jax.training.sketch import sketch, variants
 
-    for line in plan(config, find_target(options["target"]), numbers.identities, numbers.domains, numbers.devices):
+    target = find_target(options["target"])
+    runs = [(name, sketch(each, numbers.identities, numbers.domains)) for name, each in variants(config)]
+    for line in plan(runs, target, numbers.devices):
         print(line, flush=True)
 
 

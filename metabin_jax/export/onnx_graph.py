@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 from jax.export import symbolic_shape
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jax.interpreters.partial_eval import dce_jaxpr
 from onnx import TensorProto, helper, numpy_helper
 
 NCHW = (0, 3, 1, 2)  # the JAX axis that each ONNX axis is
@@ -30,11 +29,10 @@ def onnx_model(embed: Callable[[jax.Array], jax.Array], height: int, width: int)
     """
     (batch,) = symbolic_shape("batch")
     closed = jax.make_jaxpr(embed)(jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8))
-    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True])  # without the classifier
-    output: Any = jaxpr.outvars[0].aval
+    output: Any = closed.jaxpr.outvars[0].aval
     graph = _Graph()
     image = graph.node("Transpose", "image", perm=NCHW)
-    (embedding,) = graph.run(jaxpr, closed.consts, [image])
+    (embedding,) = graph.run(closed.jaxpr, closed.consts, [image])
     graph.nodes.append(helper.make_node("Identity", [graph.name(embedding)], ["embedding"]))
     return helper.make_model(
         helper.make_graph(
@@ -87,7 +85,7 @@ class _Graph:
             aval: Any = atom.aval
             return np.asarray(atom.val, aval.dtype)
 
-        for equation in jaxpr.eqns:
+        for equation in _needed(jaxpr):
             arguments = [read(atom) for atom in equation.invars]
             values |= zip(equation.outvars, self.equation(equation, arguments), strict=True)
         return [read(atom) for atom in jaxpr.outvars]
@@ -102,6 +100,16 @@ class _Graph:
         if name not in RULES:
             raise NotImplementedError(f"the JAX primitive {name} has no ONNX rule: add it to {__name__}.RULES")
         return [RULES[name](self, equation, *inputs)]
+
+
+def _needed(jaxpr: Jaxpr) -> list[Any]:
+    """The equations that the outputs depend on: an embedding needs no classifier."""
+    needed, found = set(map(id, jaxpr.outvars)), []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(map(id, equation.outvars)):
+            needed.update(map(id, equation.invars))
+            found.append(equation)
+    return found[::-1]
 
 
 def _one_node(op: str) -> Callable[..., Value]:
