@@ -1,8 +1,8 @@
 """Batch-instance normalisation (Eq. 1) and the layers it is compared with (Table 4).
 
-For one image n and one channel c every layer here is affine in x, so each is computed as ONE scale and ONE shift per
-(n, c): y = x * s[n, c] + t[n, c]. The batch moments follow from the instance moments, so x is read once more only to
-be scaled.
+Every layer here is affine in x for one image n and one channel c. It is computed as ONE scale and ONE shift per (n, c):
+y = x * s[n, c] + t[n, c]. The batch moments follow from the instance moments, so x is read twice: for its instance
+moments and to be scaled.
 
 Moments are biased (divided by the count) except the running variance, which is unbiased as in PyTorch. They are
 float32 when x is narrower and keep x's dtype when it is float64. `momentum` is PyTorch's: the weight of the NEW value.
@@ -24,14 +24,15 @@ Array = jax.Array
 def instance_moments(x_NHWC: Array) -> tuple[Array, Array]:
     """Mean and biased variance [N, C] over H and W, differentiable to any order.
 
-    E[x^2] - E[x]^2 cancels in float32, so squares are taken about a point near the mean. A GPU waits for memory: there
-    one pass over x, about the mean of a row. A CPU adds up a sum at a time: there two, about the mean itself.
+    E[x^2] - E[x]^2 cancels in float32, so squares are taken about a point near the mean. GPUs are limited by memory
+    bandwidth, so they take one pass over x, about the mean of a row. CPUs compute one sum at a time, so they take two
+    passes, about the mean itself.
     """
     return by_platform(x_NHWC, cpu=_moments_about_mean, default=_moments_about_row)
 
 
 def _moments_about_mean(x_NHWC: Array) -> tuple[Array, Array]:
-    """The last term of the variance is 0 and carries the mean's part of its derivatives for [N, C] values."""
+    """The last term of the variance is 0. It adds the mean's part of the derivatives, at the cost of [N, C] values."""
     x_NHWC = x_NHWC.astype(jnp.promote_types(x_NHWC.dtype, jnp.float32))
     mean_NC = x_NHWC.mean((1, 2))
     centre_NC = jax.lax.stop_gradient(mean_NC)
@@ -42,8 +43,8 @@ def _moments_about_mean(x_NHWC: Array) -> tuple[Array, Array]:
 def _moments_about_row(x_NHWC: Array) -> tuple[Array, Array]:
     """About the mean of each image's middle row (shifted data, Chan et al. 1983).
 
-    That is at most sqrt(H - 1) deviations from the mean, mostly less than one, which bounds what cancels. The result
-    does not depend on the row, and so do its derivatives not.
+    The row's mean is at most sqrt(H - 1) standard deviations from the mean, mostly less than one. That bounds what
+    cancels. Neither the result nor its derivatives depend on the row.
     """
     wide = jnp.promote_types(x_NHWC.dtype, jnp.float32)
     row_NC = jax.lax.stop_gradient(x_NHWC[:, x_NHWC.shape[1] // 2].astype(wide).mean(1))
@@ -106,7 +107,7 @@ class Norm(nn.Module):
         return self.param(name, init, (channels,), jnp.float32)
 
     def batch_branch(self, channels: int, batch: BatchMoments | None) -> tuple[Array, Array]:
-        """Scale and shift [C] that standardise by `batch`, which updates the running moments, or by the running ones."""
+        """Scale and shift [C] that standardise by `batch`, or by the running moments. `batch` updates the running ones."""
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if batch is None:
@@ -235,9 +236,9 @@ class HalfNorm(Norm):
 
 @dataclasses.dataclass(frozen=True)
 class NormFactory:
-    """Makes the layer for a place in the backbone, so that backbones know no normaliser by name.
+    """Makes the norm layer for a place in the backbone; backbones name no layer.
 
-    Called with `depth`, the stage's number over the number of stages, in (0, 1].
+    It is called with `depth`, the stage's number over the number of stages, in (0, 1].
     """
 
     shallow: type[Norm]
@@ -249,6 +250,7 @@ class NormFactory:
         return layer(dtype=self.dtype, name=name)
 
 
+# Name -> the layers of shallow and of deep stages. A layer of your own: LAYERS["mine"] = (MyNorm, MyNorm).
 # DualNorm ([20]) as the MetaBIN authors run it: IN in stages 1-6 of 9, BN in 7-9.
 LAYERS: dict[str, tuple[type[Norm], type[Norm]]] = {
     "bn": (BatchNorm, BatchNorm),

@@ -24,7 +24,8 @@ HEADER = ("variant", "peak GiB", "arguments", "temporaries", "fits", "compiled i
 PROBLEMS = {
     "float64": re.compile(r"\b(f64|c128)\["),
     "a transfer to or from the host": re.compile(
-        r"custom_call_target=\"[^\"]*(callback|host)|S\(5\)|\b(infeed|outfeed|send|recv)(-start|-done)?\(", re.IGNORECASE
+        r"custom_call_target=\"[^\"]*(callback|host)|S\(5\)|\b(infeed|outfeed|send|recv)(-start|-done)?\(",
+        re.IGNORECASE,
     ),
 }
 
@@ -54,7 +55,9 @@ def targets() -> dict[str, Target]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.txtpb")):
         text = path.read_text(encoding="utf-8")
-        title, memory = (re.findall(rf"{key}: \"?([^\"\n]+)", text)[0] for key in ("device_description_str", "memory_size"))
+        title, memory = (
+            re.findall(rf"{key}: \"?([^\"\n]+)", text)[0] for key in ("device_description_str", "memory_size")
+        )
         found[path.stem] = Target(text, title, int(memory))
     return found
 
