@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from metabin_jax.models.rho import RHO_BINS
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
+from metabin_jax.runtime.extras import needs
 from metabin_jax.runtime.files import check_writable, write_text
 from metabin_jax.training.config import PRESETS, metabin
 from metabin_jax.training.workdir import settings
@@ -70,6 +70,7 @@ def write_report(config: ConfigDict, workdir: str | Path, output: str | Path) ->
     config: the run's, with the domains to evaluate on in config.data.eval_domains; the page is about the training
     alone where there are none. Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
     """
+    needs("the report", "report", "jinja2")
     output = check_writable(output)
     write_text(output, render(collect(config, Path(workdir).expanduser())))
     return output
@@ -77,6 +78,8 @@ def write_report(config: ConfigDict, workdir: str | Path, output: str | Path) ->
 
 def render(run: RunData) -> str:
     """The page as HTML."""
+    import jinja2  # an extra
+
     here = files("metabin_jax.report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

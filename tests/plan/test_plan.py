@@ -124,23 +124,23 @@ def test_refusals(capsys, monkeypatch):
 
 
 def test_the_table(capsys, monkeypatch):
-    """The H200's 131 GiB hold 98 at 75 %."""
-    peaks = iter((98, 99, 98, 98))
+    """75 % of the H100's 79.11 GiB are 59.3 GiB."""
+    peaks = iter((59, 60, 59, 59))
 
     def measure(run, target, devices=1):
         return Needs((next(peaks) - 1) * 2**30, 2**30, 61.6)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(plan_module, "measure", measure)
-    assert cli.main(["plan", CONFIG, "--target=h200", "--devices=4", "--config.method=bn"]) == 0
+    assert cli.main(["plan", CONFIG, "--target=h100", "--devices=4", "--config.method=bn"]) == 0
     first, _, header, _, *rows = capsys.readouterr().out.splitlines()
-    assert " on 4 x NVIDIA H200 with 131.09 GiB, of which the table shows one (JAX " in first
+    assert " on 4 x NVIDIA H100 80GB HBM3 with 79.11 GiB, of which the table shows one (JAX " in first
     assert header == "| variant | peak GiB | arguments | temporaries | fits | compiled in s |"
     assert rows == [
-        "| bfloat16 | 98.00 | 97.00 | 1.00 | yes | 62 |",
-        "| float32 | 99.00 | 98.00 | 1.00 | no | 62 |",
+        "| bfloat16 | 59.00 | 58.00 | 1.00 | yes | 62 |",
+        "| float32 | 60.00 | 59.00 | 1.00 | no | 62 |",
     ]
-    assert cli.main(["plan", CONFIG, "--target=h200", "--config.method=bn"]) == 0
+    assert cli.main(["plan", CONFIG, "--target=h100", "--config.method=bn"]) == 0
     assert "shows one" not in capsys.readouterr().out
 
 
