@@ -22,7 +22,6 @@ from experiments.tables import METRICS, Line, Row, markdown, mean_scores, mean_s
 from metabin_jax.algorithm import Batch
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import Run, build, read, resolve
-from metabin_jax.training.sketch import batch_shapes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

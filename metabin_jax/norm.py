@@ -107,7 +107,7 @@ class Norm(nn.Module):
         return self.param(name, init, (channels,), jnp.float32)
 
     def batch_branch(self, channels: int, batch: BatchMoments | None) -> tuple[Array, Array]:
-        """Scale and shift [C] that standardise by `batch`, or by the running moments. `batch` updates the running ones."""
+        """Scale and shift [C] that standardise by the running moments or, if given, by `batch`, which updates them."""
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if batch is None:

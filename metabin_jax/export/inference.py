@@ -88,7 +88,7 @@ def _prepared(x_NHWC: jax.Array, before: Before | None = None) -> jax.Array:
 def _norm_layers(
     model: nn.Module, variables: dict, height: int, width: int
 ) -> tuple[dict[Path, Affine], dict[Path, Path]]:
-    """Every norm layer by its path, and the path of the convolution before it, if the layer takes a convolution's output.
+    """Every norm layer by its path, and the path of the convolution whose output it takes, if it takes one's.
 
     An instance_C of zeros is None. In these nets nothing else takes that output, so the convolution may be changed.
     """

@@ -1,7 +1,7 @@
 """An ONNX model from the jaxpr of a net: each equation becomes one or two nodes.
 
-Arrays of rank 4 are NHWC in JAX and NCHW in ONNX; one transpose, at the input, converts them. broadcast_in_dim only adds
-axes, and ONNX's own broadcasting does the rest.
+Arrays of rank 4 are NHWC in JAX and NCHW in ONNX; one transpose, at the input, converts them. broadcast_in_dim only
+adds axes, and ONNX's own broadcasting does the rest.
 """
 
 from collections.abc import Callable

@@ -167,8 +167,8 @@ def _frugal_jvp(prepare, conv, primals, tangents):
 def _by_groups(f: Callable[..., Array], kernel: Array, *per_image: Array) -> Array:
     """f(kernel, *per_image), a few images at a time.
 
-    It is here for its transpose in the kernel, which sums over the groups, each in the processor's cache. The checkpoint
-    prepares each group again instead of storing all of them.
+    It exists for its transpose in the kernel, which sums over the groups, each in the processor's cache. The
+    checkpoint prepares each group again instead of storing all of them.
     """
     size = math.gcd(GROUP, per_image[0].shape[0])
     one_group = jax.checkpoint(f, prevent_cse=False)

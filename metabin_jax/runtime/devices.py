@@ -1,8 +1,8 @@
 """Several devices, of one process or of many: where arrays lie, and how the processes find each other.
 
-Data parallel: each device has an equal share of a batch's rows and a whole copy of everything else. Programs are written
-for the whole batch, so batch statistics, losses and hard mining equal a single device's. XLA inserts the communication
-that this needs. See docs/devices.md.
+Data parallel: each device has an equal share of a batch's rows and a whole copy of everything else. Programs are
+written for the whole batch, so batch statistics, losses and hard mining equal a single device's. XLA inserts the
+communication that this needs. See docs/devices.md.
 """
 
 import itertools
@@ -126,7 +126,7 @@ def check_shared(file: Path) -> None:
     blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(file.exists())))
     if len(blind):
         raise UserError(
-            f"process {blind[0]} does not see {file} of process 0: --workdir must name a folder that all processes share"
+            f"process {blind[0]} does not see {file} of process 0: --workdir must name a folder that all share"
         )
 
 

@@ -255,7 +255,7 @@ def test_export_by_command(capsys, tmp_path, workdir):
         capsys, workdir, tmp_path / "net.bin", "stablehlo", "--overwrite", "--config.data.eval_domains="
     )
     assert status == 0
-    assert out.startswith("underpass (drawn): 80 images, ")
+    assert out.startswith("underpass (synthetic): 80 images, ")
     assert (workdir / "config.json").read_text() == config
 
 
