@@ -186,8 +186,11 @@ def plan(options: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # leaves a GPU of this machine alone
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
     from metabin_jax.plan import find_target, plan
+    from metabin_jax.training.sketch import sketch, variants
 
-    for line in plan(config, find_target(options.target), options.identities, options.domains, options.devices):
+    target = find_target(options.target)
+    runs = [(name, sketch(variant, options.identities, options.domains)) for name, variant in variants(config)]
+    for line in plan(runs, target, options.devices):
         print(line, flush=True)
 
 
