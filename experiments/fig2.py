@@ -1,10 +1,10 @@
 """Figure 2: R-1, mAP and memory by (a) the number of meta-train domains and (b) the images per domain of a meta batch.
 
-(a) takes 1 to K - 1 of the K sources for meta-train; of a single one there is no shuffle loss. (b) changes the meta
-batches alone: as the paper compares them with the base update, the base batch is the same in every row, drawn from all
-identities (`batch.sampling`), because one drawn by domains would change with `batch.ids_per_domain`. Memory is what XLA
-says the compiled programs need, arguments (the state and the batches) and temporaries, on the platform that the figure
-names; the paper's MiB are of a GPU.
+(a) takes 1 to K - 1 of the K sources for meta-train. The shuffle loss needs two meta-train domains; with one it is left
+out. (b) changes the meta batches only. The base batch stays the same, because the paper compares the meta update with
+the base update. So (b) samples it from all identities (`batch.sampling`): a base batch sampled by domains would change
+with `batch.ids_per_domain`. Memory is XLA's count for the compiled programs: arguments (the state and the batches) and
+temporaries, on the platform that the figure names. The paper's MiB are of a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,6 @@ from experiments.settings import Setting
 from experiments.study import Job
 from experiments.tables import METRICS, Line, Row, markdown, mean_scores, mean_std
 from metabin_jax.algorithm import Batch
-from metabin_jax.plan.run import batch_shapes
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import Run, build, read, resolve
 
@@ -32,7 +31,7 @@ BASE_MIB = 7895  # of the paper's base update, Sec. 4.3
 
 
 def rows(setting: Setting, workdir: Path) -> list[Row]:
-    """Those of (a), one of which is MetaBIN as it is, then those of (b), as far as every domain has the identities."""
+    """The rows of (a), one of which is plain MetaBIN, then the rows of (b) that every domain has identities for."""
     config = resolve(setting.config(setting.targets(supervised=False)[0], False, workdir))
     sources, ids, images = len(config.data.train_domains), config.batch.ids_per_domain, config.batch.images_per_id
     persons: dict[str, set[int]] = {}
@@ -55,12 +54,12 @@ def rows(setting: Setting, workdir: Path) -> list[Row]:
 
 
 def measure(job: Job) -> Line:
-    """R-1 and mAP (fractions), what distinguishes the run, and bytes of the base and of the meta update."""
+    """R-1 and mAP (fractions), the fields in which the runs differ, and bytes of the base and the meta update."""
     scores = figures.scores(job).values()
     use_compilation_cache()
     run = build(resolve(job.config()))
     assert run.meta is not None
-    return figures.key_of(job) | {
+    return job.head | {
         **mean_scores(scores),
         "sampling": run.config.batch.sampling,
         "sources": len(run.data.domains),
@@ -74,17 +73,22 @@ def measure(job: Job) -> Line:
 def memory(run: Run) -> dict[str, int]:
     """Bytes of arguments and temporaries of the base and the meta update; the state is donated, as in training."""
     state = jax.eval_shape(run.init)
-    base, *meta = (
-        Batch(jax.ShapeDtypeStruct(raw.image.shape, jnp.float32), raw.pid, raw.domain) for raw in batch_shapes(run)
-    )
+    assert run.meta is not None
+    base, *meta = (_batch_shapes(run, len(row_N)) for row_N in (run.base.base(0), *run.meta.meta(0)))
 
     def needs(update: Callable[..., Any], *batches: Batch) -> int:
-        # Everything is resident, whether the update looks at it or not.
+        # Unused arguments occupy memory too.
         jitted = jax.jit(update, donate_argnums=0, keep_unused=True)
         found = jitted.lower(state, *batches).compile().memory_analysis()
         return found.argument_size_in_bytes + found.temp_size_in_bytes
 
     return {"base_bytes": needs(run.learner.base_update, base), "meta_bytes": needs(run.learner.meta_update, *meta)}
+
+
+def _batch_shapes(run: Run, size: int) -> Batch:
+    label_N = jax.ShapeDtypeStruct((size,), jnp.int32)
+    image_NHWC = jax.ShapeDtypeStruct((size, run.config.data.height, run.config.data.width, 3), jnp.float32)
+    return Batch(image_NHWC, label_N, label_N)  # type: ignore[arg-type]  # shapes in place of arrays
 
 
 def panels(lines: Sequence[Line]) -> dict[str, tuple[str, dict[int, list[Line]]]]:
@@ -115,14 +119,15 @@ def report(lines: Sequence[Line]) -> str:
         best.append(f"{title}: highest R-1 at {max(score_of, key=score_of.__getitem__)}, least memory at {least}")
     header = ["", "setting", "R-1", "mAP", "seeds", "meta update, MiB", "base update, MiB"]
     return (
-        f"{markdown(header, body)}\n\n%, mean ± standard deviation over seeds. {'; '.join(best)}. In "
-        f"the paper (a) has both at 3 of 5, and (b) its best below the {BASE_MIB:,} MiB of the base update. "
+        f"{markdown(header, body)}\n\nR-1 and mAP in %, mean ± standard deviation over seeds. "
+        f"{'; '.join(best)}. In the paper, (a) has both at 3 of 5 meta-train domains, and the best of (b) needs less "
+        f"memory than the base update ({BASE_MIB:,} MiB). "
         f"{_platform(lines)}."
     )
 
 
 def _mib(lines: Sequence[Line], field: str) -> float:
-    """Mean over seeds and targets, whose numbers of identities may differ."""
+    """Mean over seeds and targets: targets differ in their number of identities, and so in memory."""
     return float(np.mean([line[field] for line in lines]) / 2**20)
 
 
@@ -160,7 +165,7 @@ def draw(lines: Sequence[Line]) -> "Figure":
     return figure
 
 
-ANALYSIS = figures.Analysis("fig2", rows, measure, report, draw)
+ANALYSIS = figures.Analysis("fig2", __doc__, rows, measure, report, draw)
 
 if __name__ == "__main__":
     figures.main(ANALYSIS)

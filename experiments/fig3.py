@@ -1,9 +1,9 @@
 """Figure 3: t-SNE of the embeddings of queries and gallery on unseen targets, for BN, IN, BIN and MetaBIN.
 
-A panel per method, t-SNE with one fixed seed, of the first seed's runs. Where a run is evaluated on several sets, as in
-the paper, a panel has them all and colours tell the sets apart; where on one, colours tell some of its persons apart,
-and each target has panels of its own. What the paper concludes from the picture is measured before t-SNE, over all
-seeds: the cosine distance of a query to its nearest match, and to the nearest image of somebody else.
+Each method has a panel with the first seed's run; t-SNE has a fixed seed. If a run is evaluated on several sets, as in
+the paper, its panel shows all of them, one colour per set. If it is evaluated on one, each target has its own panels,
+and colours tell some of its people apart. The paper's conclusion from the picture is measured over all seeds, before
+t-SNE: the cosine distance of a query to its nearest match and to the nearest image of another person.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from metabin_jax.training.evaluate import domain_splits, read_targets
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_IMAGES = 1000  # of a domain: more would neither be told apart nor waited for
+MAX_IMAGES = 1000  # per domain: more points would overlap, and t-SNE would take long
 PERPLEXITY, SEED = 30, 0
 MARKERS = {"query": ("o", 26), "gallery": ("^", 16)}  # and sizes
 
 
 class Shown(NamedTuple):
-    """Images of one domain: rows among its records, labels, and which are queries (the others are gallery)."""
+    """Images of one domain: rows among its records, labels, and which are queries; the rest is the gallery."""
 
     row_N: NDArray[np.int64]
     pid_N: NDArray[np.int64]
@@ -37,9 +37,9 @@ class Shown(NamedTuple):
 
 
 def shown(split: QueryGallery, limit: int = MAX_IMAGES) -> Shown:
-    """Whole persons in the order of their pids, queried ones before all others, up to `limit` images.
+    """All images of each person, up to `limit` images: people with queries first, then by pid.
 
-    Where an image is in both the queries and the gallery, a person's first is a query.
+    If the same images are queries and gallery, the first image of a person is shown as a query.
     """
     row_N, at_N = np.unique(np.concatenate([split.query_row, split.gallery_row]), return_index=True)
     pid_N = np.concatenate([split.query_pid, split.gallery_pid])[at_N]
@@ -54,9 +54,9 @@ def shown(split: QueryGallery, limit: int = MAX_IMAGES) -> Shown:
 
 
 def nearest(embedding_ND: NDArray, images: Shown) -> tuple[float, float]:
-    """Cosine distances of queries to their nearest match and to the nearest image of somebody else, means.
+    """Mean cosine distances of queries to their nearest match and to the nearest image of another person.
 
-    Matches are by other cameras, as in the evaluation; queries without one are left out.
+    A match comes from another camera, as in the evaluation; queries without a match are left out.
     """
     query, gallery = np.flatnonzero(images.query_N), np.flatnonzero(~images.query_N)
     distance_QG = distance(embedding_ND[query], embedding_ND[gallery])
@@ -69,7 +69,7 @@ def nearest(embedding_ND: NDArray, images: Shown) -> tuple[float, float]:
 
 
 def tsne(embedding_ND: NDArray) -> NDArray[np.float64]:
-    """Places [N, 2], the same on every machine's cores: threads add up in any order, which t-SNE blows up."""
+    """Places [N, 2]. Uses one thread: the order of sums over threads varies, and t-SNE amplifies the difference."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
@@ -79,7 +79,7 @@ def tsne(embedding_ND: NDArray) -> NDArray[np.float64]:
 
 
 def measure(job: Job) -> Line:
-    """domains: of each, x and y of every image, its pid and whether it is a query, and `nearest`."""
+    """domains: for each, x, y, pid and query (0 or 1) of every image, and the two distances of `nearest`."""
     config, step, variables = figures.restore(job)
     model = model_of(config, variables)
     records = read_targets(config)
@@ -104,7 +104,7 @@ def measure(job: Job) -> Line:
             "pid": part.pid_N.tolist(),
             "query": part.query_N.astype(int).tolist(),
         }
-    return figures.key_of(job) | {"step": step, "domains": domains}
+    return job.head | {"step": step, "domains": domains}
 
 
 def report(lines: Sequence[Line]) -> str:
@@ -120,7 +120,7 @@ def report(lines: Sequence[Line]) -> str:
     header = ["method", "to the nearest match", "to the nearest other person", "ratio", "seeds"]
     return (
         f"{markdown(header, rows)}\n\nCosine distances of queries, mean ± standard deviation over seeds. The "
-        "paper says that MetaBIN has shorter query-gallery distances than the others; it shows no numbers."
+        "paper says that MetaBIN has shorter query-gallery distances than the others; it gives no numbers."
     )
 
 
@@ -152,7 +152,7 @@ def draw(lines: Sequence[Line]) -> "Figure":
 
 
 def _scatter(panel: Any, domains: dict[str, dict[str, Any]]) -> None:
-    """One domain: the first persons in colours, the others grey; several: a colour each."""
+    """One domain: the first people in colours, the others grey. Several domains: one colour each."""
     for domain, colour in zip(domains, [*figures.COLOURS] if len(domains) > 1 else [None], strict=False):
         part = domains[domain]
         x_N, y_N, pid_N, query_N = (np.array(part[name]) for name in ("x", "y", "pid", "query"))
@@ -165,9 +165,8 @@ def _scatter(panel: Any, domains: dict[str, dict[str, Any]]) -> None:
                 panel.scatter(x_N[some], y_N[some], s=size, marker=mark, c=colour_N[some], linewidths=0, alpha=0.9)
 
 
-ANALYSIS = figures.Analysis(
-    "fig3", figures.from_table4("BN", "IN", "BIN", "MetaBIN"), measure, report, draw, needs=("sklearn",)
-)
+ROWS = figures.from_table4("BN", "IN", "BIN", "MetaBIN")
+ANALYSIS = figures.Analysis("fig3", __doc__, ROWS, measure, report, draw, needs=("sklearn",))
 
 if __name__ == "__main__":
     figures.main(ANALYSIS)

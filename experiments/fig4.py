@@ -1,8 +1,8 @@
 """Figure 4: how rho is distributed in each layer at the end of training, BIN against MetaBIN.
 
-The paper's figure has, layer by layer, the shares of channels by the value of rho; so has this one, over all seeds and
-targets. Channels at exactly 1 (never moved, or clipped there) and exactly 0 are counted apart. The paper's claim in
-numbers: MetaBIN sends channels towards IN in the shallow and in the middle layers.
+Like the paper's figure, this one shows for every layer the share of channels by the value of rho, over all seeds and
+targets. Channels at exactly 1 (never moved, or clipped there) and at exactly 0 are counted apart. The table puts the
+paper's claim in numbers: MetaBIN moves channels towards IN in the shallow and the middle layers.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ THIRDS = ("shallow", "middle", "deep")
 
 
 def measure(job: Job) -> Line:
-    """counts: channels of each layer at 0, in RHO_BINS equal parts between, at 1. mean: of rho, per layer."""
+    """counts: channels of each layer at 0, in RHO_BINS equal bins between, and at 1. mean: mean rho of each layer."""
     config, step, variables = figures.restore(job)
     model = model_of(config, variables)
     layers = rho_layers(model, variables, (config.data.height, config.data.width))
-    return figures.key_of(job) | {
+    return job.head | {
         "step": step,
         "layers": [layer.name for layer in layers],
         "counts": [layer.counts.tolist() for layer in layers],
@@ -36,13 +36,13 @@ def measure(job: Job) -> Line:
 
 
 def shares(line: Line) -> np.ndarray:
-    """Of the channels of each layer, by bin: [L, RHO_BINS + 2]."""
+    """The share of each layer's channels in each bin: [L, RHO_BINS + 2]."""
     count_LB = np.array(line["counts"], float)
     return count_LB / count_LB.sum(1, keepdims=True)
 
 
 def towards_in(line: Line) -> np.ndarray:
-    """1 - rho, mean over the channels of the first, second and last third of the layers; nan without a layer."""
+    """1 - rho: means over the channels of the first, second and last third of the layers; nan for an empty third."""
     channels_L = np.array(line["counts"]).sum(1)
     thirds = zip(np.array_split(1 - np.array(line["mean"]), 3), np.array_split(channels_L, 3), strict=True)
     return np.array([np.average(part, weights=channels) if len(part) else np.nan for part, channels in thirds])
@@ -59,7 +59,7 @@ def report(lines: Sequence[Line]) -> str:
     header = ["1 - rho", *(f"{part} third" for part in THIRDS), "channels at 1 (%)", "seeds"]
     return (
         f"{markdown(header, rows)}\n\nMeans over channels; 0 is BN, 1 is IN. Mean ± standard deviation over "
-        "seeds. The paper shows no numbers."
+        "seeds. The paper gives no numbers."
     )
 
 
@@ -90,7 +90,7 @@ def draw(lines: Sequence[Line]) -> "Figure":
     return figure
 
 
-ANALYSIS = figures.Analysis("fig4", figures.from_table4("BIN", "MetaBIN"), measure, report, draw)
+ANALYSIS = figures.Analysis("fig4", __doc__, figures.from_table4("BIN", "MetaBIN"), measure, report, draw)
 
 if __name__ == "__main__":
     figures.main(ANALYSIS)

@@ -1,9 +1,9 @@
 """Figure 5: the gradient on rho of each meta-train loss in the inner update of a trained MetaBIN.
 
-The inner update is rho - beta * gradient (Eq. 9): a positive gradient moves rho towards 0, which is IN, a negative one
-towards 1, which is BN. The paper reports positive gradients of the scatter and the shuffle loss, negative ones of the
-triplet loss. Whether that holds here is said either way: per loss the mean over all channels and over BATCHES batches
-X_S that training would have drawn next, augmented as in training, and a t test of it over seeds.
+The inner update is rho - beta * gradient (Eq. 9). A positive gradient moves rho towards 0, which is IN; a negative one
+moves it towards 1, which is BN. The paper reports positive gradients of the scatter and the shuffle loss and negative
+ones of the triplet loss. The table says for each loss whether that holds here. It takes the mean over all channels and
+over the BATCHES batches X_S that training would have used next, augmented as in training, and a t test over seeds.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ ALPHA = 0.05
 
 
 def loss_gradients(learner: MetaBIN, state: TrainState, xs: Batch) -> dict[str, Any]:
-    """Of each meta-train loss alone on X_S, the gradient in rho, shaped like rho."""
+    """The gradient of each single meta-train loss on X_S with respect to rho, shaped like rho."""
 
     def losses(rho):
         return learner.meta_loss(state, rho, xs, learner.meta_train_losses)[1]
@@ -45,7 +45,7 @@ def loss_gradients(learner: MetaBIN, state: TrainState, xs: Batch) -> dict[str, 
 
 
 def measure(job: Job) -> Line:
-    """gradient: loss -> mean over channels and batches, and share of positive ones, per layer. channels: per layer."""
+    """gradient: loss -> `summary` over the batches. channels: of each layer."""
     config, step, variables = figures.restore(job)
     run = build(config)
     state = TrainState(step=jnp.asarray(step, jnp.int32), opt_state=(), **jax.tree.map(jnp.asarray, variables))
@@ -65,7 +65,7 @@ def measure(job: Job) -> Line:
     ]
     size = config.data.height, config.data.width
     layers = in_order(run.learner.model, variables, size)
-    return figures.key_of(job) | {
+    return job.head | {
         "step": step,
         "batches": count,
         "layers": [layer_name(path) for path in layers],
@@ -75,7 +75,7 @@ def measure(job: Job) -> Line:
 
 
 def summary(trees: Sequence[Any], layers: Sequence[tuple[str, ...]]) -> dict[str, list[float]]:
-    """mean and share of positive values, per layer, of gradients shaped like rho."""
+    """Mean and share of positive values, layer by layer, of gradients shaped like rho."""
     flat = [flatten_dict(tree) for tree in trees]
     gradient_BC = [np.array([tree[(*path, "rho")] for tree in flat], float) for path in layers]
     return {
@@ -90,7 +90,7 @@ def overall(lines: Sequence[Line], loss: str, number: str) -> np.ndarray:
 
 
 def verdict(mean_S: np.ndarray, sign: int) -> tuple[float, str]:
-    """Two-sided p of a t test over seeds against 0, and whether the mean has this sign; undecided from ALPHA on."""
+    """Two-sided p of a t test over seeds against 0, and whether the mean has this sign: undecided unless p < ALPHA."""
     p = float(stats.ttest_1samp(mean_S, 0).pvalue) if len(mean_S) > 1 and np.ptp(mean_S) else np.nan
     if not p < ALPHA:
         return p, "undecided"
@@ -113,8 +113,8 @@ def report(lines: Sequence[Line]) -> str:
     batches = lines[0]["batches"]
     return (
         f"{markdown(header, rows)}\n\nGradient on rho, mean over all channels and {batches} meta-train "
-        "batches of the trained MetaBIN; mean ± standard deviation over seeds. A positive one moves rho towards IN. p: "
-        f"two-sided t test over seeds against 0; undecided where it is not below {ALPHA}."
+        "batches of the trained MetaBIN; mean ± standard deviation over seeds. A positive gradient moves rho "
+        f"towards IN. p: two-sided t test over seeds against 0; undecided unless p < {ALPHA}."
     )
 
 
@@ -140,7 +140,7 @@ def draw(lines: Sequence[Line]) -> "Figure":
     return figure
 
 
-ANALYSIS = figures.Analysis("fig5", figures.from_table4("MetaBIN"), measure, report, draw)
+ANALYSIS = figures.Analysis("fig5", __doc__, figures.from_table4("MetaBIN"), measure, report, draw)
 
 if __name__ == "__main__":
     figures.main(ANALYSIS)

@@ -1,9 +1,9 @@
-"""What weights are worth before any training: nearest-neighbour R-1 with a file's weights and with random ones.
+"""Compares nearest-neighbour R-1 and mAP of a file's weights and of random weights, before any training.
 
     python -m experiments.pretrained_retrieval --weights=FILE --data=DIR --model=mobilenetv2_standard_1.0
 
-DIR is a folder of domains (Market-1501 file names). All domains are searched at once: queries are the images of
-camera 2, the gallery those of camera 1.
+DIR is a folder of domains (Market-1501 file names). All domains are searched together: images of camera 2 are queries,
+images of camera 1 are the gallery.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from metabin_jax.runtime.compilation import use_compilation_cache
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--model", default="mobilenetv2_standard_1.0")
+    parser.add_argument("--weights", required=True, help="a file that load_torch can read")
+    parser.add_argument("--data", required=True, help="the folder of domains")
+    parser.add_argument("--model", default="mobilenetv2_standard_1.0", help="the net of the weights")
     parser.add_argument("--size", type=int, default=96, help="pixels, height and width")
-    parser.add_argument("--cache", default="~/.cache/metabin_jax/images")
+    parser.add_argument("--cache", default="~/.cache/metabin_jax/images", help="where decoded images are kept")
     args = parser.parse_args()
 
     use_compilation_cache()

@@ -1,8 +1,9 @@
-"""The data that a study can run on: drawn people, a folder of domains, or the paper's sets."""
+"""The data that a study can run on: synthetic people, a folder of domains, or the paper's sets."""
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -10,18 +11,32 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import benchmark, demo, finetune, folder
+from experiments.tables import Line
 from metabin_jax.data import synthetic
 from metabin_jax.data.dataset import load_images, read
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import protocols
+from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import read_json, write_json, write_text
+from metabin_jax.training.config import override
 
-NAMES = ("synthetic", "folder", "finetune", "paper")
-SUPERVISED = {"meta.cross_entropy": True, "data.domain_by": "camera", "data.train_splits": ("train",)}
+CONFIGS = {"synthetic": demo, "folder": folder, "finetune": finetune, "paper": benchmark}
+NAMES = tuple(CONFIGS)
+SUPERVISED = {
+    "meta.train_losses": ("scatter", "shuffle", "triplet", "cross_entropy"),
+    "meta.test_losses": ("triplet", "cross_entropy"),
+    "data.domain_by": "camera",
+    "data.train_splits": ("train",),
+}
 SMOKE = {
     "model.name": "stem", "data.height": 32, "data.width": 32, "data.pad": 2, "init": "",
     "batch.ids_per_domain": 2, "batch.images_per_id": 2, "batch.ids_per_batch": 4,
     "epochs": 1, "steps_per_epoch": 2, "log_every": 1, "optimizer.warmup_epochs": 0,
+}  # fmt: skip
+# Config fields that a study sets -> the options that choose them.
+CHOSEN_BY = {
+    "method": "--rows", "seed": "--seeds", "init": "--init", "data.source": "--data", "data.path": "--path",
+    "data.train_domains": "--targets", "data.eval_domains": "--targets",
 }  # fmt: skip
 
 
@@ -29,31 +44,43 @@ SMOKE = {
 class Setting:
     """What a study runs on.
 
-    name: of NAMES. path: of the folder of domains or of the prepared sets. init: a file of weights to start from.
-    smoke: a training that only shows that everything runs. Raises ValueError where path or init is missing.
+    name: one of NAMES. path: the folder of domains or of the prepared sets. init: a file of weights to start from.
+    smoke: a training that only shows that everything runs. overrides: config field -> text, for every row. Raises
+    UserError if path or init is missing, or if an override belongs to an option of the study.
     """
 
     name: str
     path: str = ""
     init: str = ""
     smoke: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name in ("folder", "finetune") and not self.path:
-            raise ValueError(f"--data={self.name} needs --path, a folder with one sub-folder per domain")
+            raise UserError(f"--data={self.name} needs --path, a folder with one sub-folder per domain")
         if self.name == "finetune" and not self.init:
-            raise ValueError("--data=finetune needs --init, a file of weights to start from")
+            raise UserError("--data=finetune needs --init, a file of weights to start from")
+        for name in sorted(self.overrides.keys() & CHOSEN_BY.keys()):
+            raise UserError(f"--config.{name}: a study sets this field itself, choose it by {CHOSEN_BY[name]}")
 
-    def keep(self, workdir: Path, has_results: bool) -> None:
-        """Writes this setting to the workdir. Raises ValueError where there are results of another one."""
-        here = {"data": self.name, "path": _absolute(self.path), "init": _absolute(self.init), "smoke": self.smoke}
+    def keep(self, workdir: Path, lines: Sequence[Line]) -> None:
+        """Writes this setting to the workdir. Raises UserError if `lines`, its results, are of another one."""
+        here = {
+            "data": self.name, "path": _absolute(self.path), "init": _absolute(self.init), "smoke": self.smoke,
+            "config": dict(self.overrides),
+        }  # fmt: skip
         file = workdir / "setting.json"
-        if has_results and file.exists() and (kept := read_json(file)) != here:
-            raise ValueError(f"{workdir} has results of another setting, {kept}: choose another --workdir")
+        if lines:
+            # Committed results come without a setting.json, older ones without overrides.
+            kept = {"config": {}} | (
+                read_json(file) if file.exists() else here | {"config": lines[0].get("config", {})}
+            )
+            if kept != here:
+                raise UserError(f"{workdir} has results of another setting, {kept}: choose another --workdir")
         write_json(file, here)
 
     def targets(self, supervised: bool) -> tuple[str, ...]:
-        """What there is to evaluate on, each by a run of its own; the paper's four unseen sets share one, "paper"."""
+        """The targets, each with a run of its own; the paper's four unseen sets share one run, "paper"."""
         if self.name == "synthetic":
             return synthetic.DOMAIN_NAMES[-1:]
         if self.name == "paper":
@@ -61,16 +88,16 @@ class Setting:
         return self._domains[:1] if self.smoke else self._domains
 
     def config(self, target: str, supervised: bool, workdir: Path, sources: int = 0) -> ConfigDict:
-        """Training without the target and evaluation on it; supervised: on other persons of the target itself.
+        """Trains without the target and evaluates on it; supervised: trains on half of the target's people.
 
-        Supervised targets that are not the paper's must have been halved by `halve` in this workdir; a batch takes no
-        more persons of a camera than the half has. sources: train on the first so many of the others, in the order of
-        the set's list or of their names; 0: on all. Raises ValueError where there are fewer.
+        Supervised targets need `halve` in this workdir first, except the paper's; the batch takes at most as many
+        people per camera as that half has. sources: trains on the first so many other domains, in the order of the
+        set's list or of their names; 0 means all. Raises UserError if there are fewer.
         """
         config = self._unseen(target)
         if supervised:
             if self.name == "paper":
-                # The supplement's training on the cameras of Market-1501, tested on the same set.
+                # The supplement trains on the cameras of Market-1501 and tests on the same set.
                 config.update_from_flattened_dict(protocols.load("market_to_duke").overrides)
             else:
                 config.batch.ids_per_domain = min(config.batch.ids_per_domain, self._fewest_of_a_camera(target))
@@ -80,21 +107,26 @@ class Setting:
             config.update_from_flattened_dict(SUPERVISED)
         if self.smoke:
             if config.data.source == "synthetic":
-                config.data.train_domains = synthetic.DOMAIN_NAMES[:3]  # drawing them takes longer than training
+                config.data.train_domains = synthetic.DOMAIN_NAMES[:3]  # drawing all takes longer than training
             config.update_from_flattened_dict(SMOKE)
         if sources:
             others = self._others(target)
             if sources > len(others):
-                raise ValueError(
+                raise UserError(
                     f"a row trains on {sources} sources, but beside {target!r} there are {len(others)} "
                     f"({', '.join(others)}): leave it out by --rows"
                 )
             config.data.train_domains = others[:sources]
-            config.data.protocol = ""  # which names all of its sources
+            config.data.protocol = ""  # a protocol fixes all of its sources
+        self._override(config)
         return config
 
+    def _override(self, config: ConfigDict) -> None:
+        for name, text in self.overrides.items():
+            override(config, name, text)
+
     def _others(self, target: str) -> tuple[str, ...]:
-        """What an unseen target leaves to train on."""
+        """The domains that train for an unseen target."""
         if self.name == "paper":
             return benchmark.get_config().data.train_domains
         domains = synthetic.DOMAIN_NAMES if self.name == "synthetic" else self._domains
@@ -105,8 +137,7 @@ class Setting:
         return tuple(sorted({record.domain for record in read("folder", self.path)}))
 
     def _unseen(self, target: str) -> ConfigDict:
-        modules = {"synthetic": demo, "folder": folder, "finetune": finetune}
-        config = benchmark.get_config() if self.name == "paper" else modules[self.name].get_config()
+        config = CONFIGS[self.name].get_config()
         if self.name != "paper":
             config.data.eval_domains = (target,)
         if self.path:
@@ -115,17 +146,19 @@ class Setting:
         return config
 
     def halve(self, target: str, workdir: Path) -> None:
-        """Writes a manifest of the target in which every other person trains, for `config` of a supervised row.
+        """Writes a manifest of the target for `config` of a supervised row: every other person trains.
 
-        Of the others every image is a query and in the gallery, as an unseen target's are. The paper's set has splits.
+        Every image of the rest is a query and in the gallery, as an unseen target's images are. The paper's set has
+        splits of its own and needs no manifest.
         """
         if self.name == "paper":
             return
-        path, data = _manifest(workdir, target), self._unseen(target).data
+        path, config = _manifest(workdir, target), self._unseen(target)
+        self._override(config)
         records, trains = self._halves(target)
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.name == "synthetic":
-            records = _drawn(records, path.with_suffix(""), (data.height, data.width))
+            records = _written(records, path.with_suffix(""), (config.data.height, config.data.width))
         lines = ["path,pid,camid,domain,split"]
         for record in records:
             split = "train" if record.pid in trains else "all"
@@ -133,12 +166,12 @@ class Setting:
         write_text(path, "\n".join(lines) + "\n")
 
     def _fewest_of_a_camera(self, target: str) -> int:
-        """How many persons the half that trains has by the camera that sees fewest. Raises ValueError below two."""
+        """How many people of the training half the camera with the fewest has. Raises UserError below two."""
         records, trains = self._halves(target)
-        persons = Counter(camid for pid, camid in {(record.pid, record.camid) for record in records} if pid in trains)
-        camera, fewest = persons.most_common()[-1]
+        people = Counter(camid for pid, camid in {(record.pid, record.camid) for record in records} if pid in trains)
+        camera, fewest = people.most_common()[-1]
         if fewest < 2:
-            raise ValueError(
+            raise UserError(
                 f"a supervised row trains on every other person of {target!r}, of whom camera {camera} has {fewest}, "
                 "and a batch needs two: leave the target out by --targets, or such rows by --rows"
             )
@@ -159,8 +192,8 @@ def _manifest(workdir: Path, target: str) -> Path:
     return workdir / "halves" / f"{target}.csv"
 
 
-def _drawn(records: list[Record], folder: Path, size: tuple[int, int]) -> list[Record]:
-    """The synthetic records as files."""
+def _written(records: list[Record], folder: Path, size: tuple[int, int]) -> list[Record]:
+    """The synthetic records as image files of `size` (height, width) in `folder`."""
     folder.mkdir(exist_ok=True)
     files = [record._replace(path=str(folder / f"{Path(record.path).name}.png")) for record in records]
     for file, image in zip(files, load_images("synthetic", records, size, ""), strict=True):

@@ -1,13 +1,15 @@
-"""A study: rows x targets x seeds, each trained and evaluated once, and a table of them beside the paper's numbers.
+"""A study trains and evaluates rows x targets x seeds, then prints a table beside the paper's numbers.
 
-Results gather in WORKDIR/results.jsonl, one line per finished run; what stands there is not run again, so a stopped
-study goes on where it was, and tables share the rows that they have in common. experiments/table2.py and others hold
-the rows; the command line is the same for all:
+Every finished run adds a line to WORKDIR/results.jsonl and is never repeated. So the same command resumes a stopped
+study, and tables share the rows that they have in common. All studies take the same options:
 
-    python -m experiments.table4 --jobs=2                            five drawn camera networks, and a sixth unseen
-    python -m experiments.table4 --data=folder --path=DIR            each domain of DIR left out in turn
-    python -m experiments.table4 --data=finetune --path=DIR --init=WEIGHTS
-    python -m experiments.table4 --data=paper --init=mobilenetv2_1.4.pth         the sets of `metabin prepare`
+    --jobs=2                                          two runs at a time; the data is synthetic by default:
+                                                      five camera networks train, the sixth is unseen
+    --data=folder --path=DIR                          each domain of DIR is left out in turn
+    --data=finetune --path=DIR --init=WEIGHTS         the same from pretrained weights
+    --data=paper --init=mobilenetv2_1.4.pth           the sets of `metabin prepare`
+    --config.meta.gamma=0.5 --workdir=DIR             changes a field of every row's config; such results
+                                                      need a workdir of their own
 """
 
 import argparse
@@ -17,6 +19,7 @@ import multiprocessing
 import os
 import re
 import statistics
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,7 +34,8 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.settings import Setting
-from experiments.tables import Line, Row, differences, mean_scores, table
+from experiments.tables import Line, Row, changed_fields, differences, mean_scores, table
+from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_text
 from metabin_jax.runtime.runlog import read_rows
 from metabin_jax.training.train import train
@@ -39,12 +43,14 @@ from metabin_jax.training.train import train
 
 @dataclass(frozen=True)
 class Study:
-    """name: of its module. source: where the paper's numbers stand. compare: pairs of rows to test.
+    """Rows of a table and the pairs of them to test.
 
-    field: what else of the lines the table shows, such as "rho_change".
+    name: as on the command line, after `experiments.`. about: for --help; its first line is one sentence. source: where
+    the paper reports its numbers. field: another field of the lines that the table shows, such as "rho_change".
     """
 
     name: str
+    about: str
     rows: tuple[Row, ...]
     compare: Sequence[tuple[str, str]]
     source: str = ""
@@ -63,8 +69,14 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells runs apart."""
+        """Tells runs apart."""
         return self.row.run, self.target, self.seed
+
+    @property
+    def head(self) -> Line:
+        """The fields that begin each line of this job."""
+        line = {"run": self.row.run, "target": self.target, "seed": self.seed}
+        return line | ({"config": dict(self.setting.overrides)} if self.setting.overrides else {})
 
     @property
     def folder(self) -> Path:
@@ -72,7 +84,11 @@ class Job:
         return self.workdir / f"{self.target}-{name}-{self.seed}"
 
     def config(self) -> ConfigDict:
-        """What is trained. Raises ValueError where the setting has too few sources for the row."""
+        """What is trained. Raises UserError if the setting has too few sources or overrides a field of the row."""
+        for field in sorted(self.setting.overrides.keys() & self.row.overrides.keys()):
+            raise UserError(
+                f"the row {self.row.name!r} sets config.{field}: leave out --config.{field}, or the row by --rows"
+            )
         config = self.setting.config(self.target, self.row.supervised, self.workdir, self.row.sources)
         config.update_from_flattened_dict(dict(self.row.overrides))
         config.seed = self.seed
@@ -85,7 +101,7 @@ def run_job(job: Job) -> Line:
         jax.config.update("jax_disable_most_optimizations", True)  # half of the time to compile
     scores = list(train(job.config(), job.folder)["targets"].values())
     queries = sum(score["queries"] for score in scores)
-    line = {"run": job.row.run, "target": job.target, "seed": job.seed, **mean_scores(scores), "queries": queries}
+    line = {**job.head, **mean_scores(scores), "queries": queries}
     inner = [row for row in read_rows(job.folder / "metrics.jsonl") if "inner/rho_change" in row]
     fields = ("rho_change", "clipped") if inner else ()
     return line | {field: statistics.mean(row[f"inner/{field}"] for row in inner) for field in fields}
@@ -95,11 +111,11 @@ def run_study(
     rows: Sequence[Row], setting: Setting, seeds: Sequence[int], workdir: Path, targets: Sequence[str] = (),
     jobs: int = 1, work: Callable[[Job], Line] = run_job, log_name: str = "results.jsonl",
 ) -> list[Line]:  # fmt: skip
-    """All runs, each once, seed by seed; returns the lines of the log in `workdir`, which grows as they finish.
+    """Does all runs, each once, seed by seed; returns the lines of the log in `workdir`, which grows as runs finish.
 
-    targets: those to evaluate on; default: all of the setting. jobs: how many processes run at once. work: what a run
-    is; its line has the "run", "target" and "seed" of the job. Raises ValueError when another study works in `workdir`,
-    when it has results of another setting, and as training does; then no further run is started.
+    targets: domains to evaluate on; default: all of the setting. jobs: how many processes run at once. work: does one
+    run and returns its line, which begins with `job.head`. Raises UserError if another study works in `workdir` or its
+    results are of another setting, and whatever training raises; no further run is started after an error.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
@@ -114,8 +130,8 @@ def run_study(
         ]
         todo = [job for job in everything if job.key not in done]
         for job in todo:
-            job.config()  # none is started where one cannot be
-        setting.keep(workdir, has_results=bool(lines))
+            job.config()  # raises before the first run is started
+        setting.keep(workdir, lines)
         for target in dict.fromkeys(job.target for job in todo if job.row.supervised):
             setting.halve(target, workdir)
         jobs = min(jobs, len(todo))
@@ -131,12 +147,12 @@ def _locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another study runs in {workdir}: wait for it, or choose another --workdir") from None
+            raise UserError(f"another study runs in {workdir}: wait for it, or choose another --workdir") from None
         yield
 
 
 def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -> Iterator[Line]:
-    """Results as they come. After an error no run is started; it is raised once those on their way are through."""
+    """Yields lines as runs finish. An error is raised once the runs under way have finished; no other is started."""
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that uses JAX may hang
     numbers = spawn.SimpleQueue()
     for number in range(jobs):
@@ -155,7 +171,7 @@ def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -
                 errors.append(error)
                 for other in futures:
                     other.cancel()
-        except BaseException:  # Ctrl-C; otherwise a worker that is still starting is waited for, as it needs `numbers`
+        except BaseException:  # Ctrl-C: do not wait for a worker that is still starting and needs `numbers`
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         if errors:
@@ -163,7 +179,7 @@ def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -
 
 
 def _start_worker(numbers: SimpleQueue, jobs: int) -> None:
-    """A worker keeps to its share of the cores, and ends with its study, beside whose next start it must not train."""
+    """Binds a worker to its share of the cores and to its study: a worker left over would train beside the next."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[numbers.get() % len(cores) :: jobs])
@@ -178,19 +194,19 @@ def _start_worker(numbers: SimpleQueue, jobs: int) -> None:
 
 
 def read(log: Path) -> list[Line]:
-    """The lines of a results.jsonl; none if there is no such file. Raises ValueError for a line that is not JSON."""
+    """The lines of a results.jsonl; none without such a file. Raises UserError for a line that is not JSON."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
-        raise ValueError(f"{log} has a line that is not JSON ({error}): remove it, and its run is done again") from None
+        raise UserError(f"{log} has a line that is not JSON ({error}): remove it, and its run is repeated") from None
 
 
 def report(study: Study, lines: Sequence[Line], compare: Sequence[Sequence[str]]) -> str:
-    """The table of unseen targets, that of supervised ones, paired tests, and whose numbers the paper's are."""
+    """A table of unseen targets, one of supervised targets, paired tests, and the source of the paper's numbers."""
     blocks = [[row for row in study.rows if row.supervised is supervised] for supervised in (False, True)]
     parts = [table(block, lines, study.field) for block in blocks if block]
-    parts.append("R-1 / mAP in %, mean ± standard deviation over seeds.")
+    parts.append(f"R-1 / mAP in %, mean ± standard deviation over seeds. {changed_fields(lines)}".rstrip())
     rows = {row.name: row for row in study.rows}
     tests = differences(lines, [(rows[first], rows[second]) for first, second in compare])
     if tests:
@@ -200,25 +216,37 @@ def report(study: Study, lines: Sequence[Line], compare: Sequence[Sequence[str]]
     return "\n\n".join(parts)
 
 
-def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
-    """What every study can be told."""
+def command_line(name: str, about: str) -> argparse.ArgumentParser:
+    """The options that every study and figure takes."""
     parser = argparse.ArgumentParser(
-        prog=f"experiments.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog=f"experiments.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("--data", choices=settings.NAMES, default="synthetic")
     parser.add_argument("--path", default="", help="the folder of domains, or the data_dir of `metabin prepare`")
     parser.add_argument("--init", default="", help="the file of weights to start from")
-    parser.add_argument("--workdir", type=Path, help="default: runs/studies-DATA, and -smoke")
+    parser.add_argument("--workdir", type=Path, help="default: runs/studies-DATA, with --smoke runs/studies-DATA-smoke")
     parser.add_argument("--targets", nargs="+", default=(), help="default: underpass, or every domain of the folder")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
-    parser.add_argument("--jobs", type=int, help="processes that run at once; default: 1, with --smoke 2")
-    parser.add_argument("--smoke", action="store_true", help="show only that it runs: a tiny net, two steps, one seed")
+    parser.add_argument("--jobs", type=int, help="how many processes run at once; default: 1, with --smoke 2")
+    parser.add_argument("--smoke", action="store_true", help="only shows that it runs: a tiny net, two steps, one seed")
+    # For --help only: `parse` takes such arguments out.
+    parser.add_argument(
+        "--config.FIELD", metavar="VALUE", default=argparse.SUPPRESS, help="a field of every row's config, as in train"
+    )
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments, with defaults that depend on others, and the `setting` that they make. Raises as `Setting`."""
-    args = parser.parse_args()
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args([each for each in given if not each.startswith("--config.")])
+    overrides: dict[str, str] = {}
+    for argument in (each for each in given if each.startswith("--config.")):
+        field, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals or field in overrides:
+            parser.error(f"{argument}: write --config.FIELD=VALUE, each field once")
+        overrides[field] = text
     if args.targets and args.data == "paper":
         parser.error("--targets: the paper's sets are evaluated together, by one run")
     args.workdir = args.workdir or Path("runs", f"studies-{args.data}{'-smoke' * args.smoke}")
@@ -226,23 +254,30 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     args.jobs = 1 + args.smoke if args.jobs is None else args.jobs
     if args.jobs < 1:
         parser.error("--jobs: at least one")
-    args.setting = Setting(args.data, args.path, args.init, args.smoke)
+    args.setting = Setting(args.data, args.path, args.init, args.smoke, overrides)
     return args
 
 
-def main(study: Study) -> None:
-    """The command line of a study."""
+@contextmanager
+def in_one_sentence(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Ends the process with status 2 and one sentence for an error that the user can mend."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def main(study: Study, arguments: Sequence[str] | None = None) -> None:
+    """The command line of a study. arguments: default: those of the process."""
     names = [row.name for row in study.rows]
-    parser = command_line(study.name, __doc__)
+    parser = command_line(study.name, f"{study.about.strip()}\n\n{__doc__}")
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", default=names, help=f"of {names}")
     parser.add_argument(
         "--compare", nargs=2, choices=names, metavar="ROW", action="append",
-        help="two rows for a paired test, as often as wanted, instead of the study's own pairs",
+        help="two rows for a paired test, instead of the study's own pairs; can be repeated",
     )  # fmt: skip
-    try:
-        args = parse(parser)
+    with in_one_sentence(parser):
+        args = parse(parser, arguments)
         rows = [row for row in study.rows if row.name in args.rows]
         lines = run_study(rows, args.setting, args.seeds, args.workdir, args.targets, args.jobs)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
     print(report(study, lines, args.compare or study.compare))

@@ -1,7 +1,7 @@
-"""Table 1: rank-1, 5 and 10 and mAP on each unseen target, beside what the paper reports of itself and of others.
+"""Table 1: R-1, R-5, R-10 and mAP on each unseen target, beside the numbers that the paper reports.
 
-Of the paper's rows DualNorm and MetaBIN are trained here, with the runs of Table 4; the others are numbers of their
-authors, copied by the paper. On --data=paper ours stand in the same columns, on other data in a table of their own.
+DualNorm and MetaBIN are trained here; they share the runs of Table 4. All other rows are the paper's, which it copied
+from their authors. With --data=paper our numbers have the same columns, otherwise a table of their own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ METRICS = ("R-1", "R-5", "R-10", "mAP")
 TARGETS = ("viper", "prid2011", "grid", "ilids")
 
 
-# Table 1 as it stands there: method, type, source, then METRICS of each of TARGETS.
+# The paper's Table 1: method, type, source, then METRICS of each of TARGETS.
 PAPER = """
 DeepRank    S    target  38.4 69.2 81.3    -     -    -    -    -     -    -    -    -     -    -    -    -
 NullReid    S    target  42.3 71.5 82.9    -  29.8 52.9 66.0    -     -    -    -    -     -    -    -    -
@@ -41,15 +41,16 @@ SOURCE = (
 def measure(job: Job) -> Line:
     """scores: domain -> METRICS as fractions, from the run's evaluation."""
     scores = figures.scores(job).items()
-    return figures.key_of(job) | {"scores": {domain: {m: numbers[m] for m in METRICS} for domain, numbers in scores}}
+    return job.head | {"scores": {domain: {m: numbers[m] for m in METRICS} for domain, numbers in scores}}
 
 
 def report(lines: Sequence[Line]) -> str:
-    by_target = sorted(lines, key=lambda line: line["target"])  # and not as they were finished
+    by_target = sorted(lines, key=lambda line: line["target"])  # runs finish in any order
     domains = list(dict.fromkeys(domain for line in by_target for domain in line["scores"]))
     ours, theirs = list(_ours(lines, domains)), list(_theirs())
     words = (
-        f"{' / '.join(METRICS)} in %; ours: mean ± standard deviation over seeds, of which `seeds` have all targets."
+        f"{' / '.join(METRICS)} in %; ours: mean ± standard deviation over seeds. The column seeds counts seeds with "
+        "all targets."
     )
     if tuple(domains) == TARGETS:
         return f"{_table(domains, [*theirs, *ours])}\n\n{words}\n\n{SOURCE}"
@@ -80,7 +81,7 @@ def _theirs() -> Iterator[list[str]]:
         yield [f"{method} (reported)", kind, source, *cells, "-"]
 
 
-ANALYSIS = figures.Analysis("table1", figures.from_table4("DualNorm", "MetaBIN"), measure, report)
+ANALYSIS = figures.Analysis("table1", __doc__, figures.from_table4("DualNorm", "MetaBIN"), measure, report)
 
 if __name__ == "__main__":
     figures.main(ANALYSIS)

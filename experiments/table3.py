@@ -7,6 +7,7 @@ CROSS_ENTROPY = {"loss.base": ("cross_entropy",)}
 
 STUDY = Study(
     name="table3",
+    about=__doc__,
     rows=(
         Row("BN, Lce", {"method": "bn"} | CROSS_ENTROPY, (50.2, 59.6)),
         Row("BN, Lce, MLDG fixed", {"method": "bn_mldg"} | CROSS_ENTROPY | FIXED_BETA, (50.5, 59.2)),

@@ -1,6 +1,7 @@
-"""Table 4: the normalisation layers on unseen domains, and supervised, on other persons of the domain they train on.
+"""Table 4: the norm layers on unseen domains and, supervised, on other people of the training domain.
 
-The paper's supervised set is Market-1501; elsewhere every other person of the target trains, the others are tested.
+The paper's supervised set is Market-1501. On other data half of the target's people train (every other identity number)
+and the rest are tested.
 """
 
 from experiments.study import Study, main
@@ -18,6 +19,7 @@ LAYERS = {
 
 STUDY = Study(
     name="table4",
+    about=__doc__,
     rows=(
         *(Row(name, {"method": method}, unseen) for method, (name, unseen, _) in LAYERS.items()),
         *(Row(f"{name}, supervised", {"method": method}, own, True) for method, (name, _, own) in LAYERS.items()),

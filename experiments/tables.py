@@ -13,10 +13,10 @@ from scipy import stats
 METRICS = ("R-1", "mAP")
 # The paper does not give the fixed beta of Tables 2 and 3: the mean of the cycle, so that cycling alone differs.
 FIXED_BETA = {"meta.beta_low": 0.0505, "meta.beta_high": 0.0505}
-ROUNDING = 1e-9  # differences of metrics closer than this are the same
-# Of results.jsonl: run (Row.run), target, seed, R-1 and mAP (fractions), queries. Of a run with MetaBIN's inner step,
-# unless it is an old one, also rho_change and clipped: |rho' - rho| and whether the inner step left [0, 1], means over
-# channels and logged steps.
+ROUNDING = 1e-9  # differences of metrics closer than this are equal
+# One line of results.jsonl: run (Row.run), target, seed, R-1 and mAP (fractions), queries; config, if the command line
+# changed fields of it. Newer runs with MetaBIN's inner step also have rho_change, |rho' - rho|, and clipped, the share
+# that the inner step took out of [0, 1]: both means over channels and logged steps.
 Line = dict[str, Any]
 
 
@@ -25,8 +25,8 @@ class Row:
     """A row of a table.
 
     overrides: config field -> value, on top of the setting's config. paper: R-1 and mAP that the paper reports, in %.
-    supervised: trained and tested on one domain, other persons in the test; else the target is unseen. sources: how
-    many of the source domains train, the first in the setting's order; 0 for all.
+    supervised: trained and tested on different people of one domain; otherwise the target is unseen. sources: how many
+    source domains train, the first ones in the setting's order; 0 means all.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def run(self) -> str:
-        """What is trained, in one text: rows of several tables that share it share its runs."""
+        """What is trained, as one text: rows of different tables with the same text share their runs."""
         overrides = {"method": "metabin", **self.overrides}
         words = [f"{field}={value}" for field, value in sorted(overrides.items())]
         return " ".join(words + ["supervised"] * self.supervised + [f"sources={self.sources}"] * bool(self.sources))
@@ -46,8 +46,8 @@ class Row:
 def table(rows: Sequence[Row], lines: Sequence[Line], field: str = "") -> str:
     """R-1 / mAP in % per row and target, mean ± std over seeds; then the mean over targets and the paper's numbers.
 
-    Rows without a result or a number of the paper's are left out. A seed counts for the mean, and in the column
-    `seeds`, where it has every target. field: of lines that have it, a column for its mean over runs.
+    Leaves out rows that have neither a result nor a number of the paper's. The mean and the column `seeds` take the
+    seeds that have every target. field: adds a column with the mean of this field over the lines that have it.
     """
     lines = [line for line in lines if line["run"] in {row.run for row in rows}]
     targets = sorted({line["target"] for line in lines})
@@ -69,13 +69,19 @@ def table(rows: Sequence[Row], lines: Sequence[Line], field: str = "") -> str:
     return markdown(header, body)
 
 
+def changed_fields(lines: Sequence[Line]) -> str:
+    """A sentence on the config fields that the command line changed for all lines; "" without such fields."""
+    fields = lines[0].get("config", {}) if lines else {}
+    return f"All rows with {' '.join(f'--config.{field}={text}' for field, text in fields.items())}." if fields else ""
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in GitHub's Markdown."""
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def by_seed(lines: Sequence[Line], row: Row) -> dict[int, dict[str, float]]:
-    """Seed -> metrics of `row`, means over all targets that stand in `lines`; a seed that lacks one is left out."""
+    """Seed -> metrics of `row`, means over all targets in `lines`. Leaves out a seed that lacks a target."""
     targets = {line["target"] for line in lines}
     means = {}
     for seed in sorted({line["seed"] for line in lines if line["run"] == row.run}):
@@ -90,14 +96,14 @@ def _cell(scores: Sequence[Mapping[str, float]]) -> str:
 
 
 def mean_std(value_S: ArrayLike, digits: int = 1) -> str:
-    """As "12.3 ± 0.4", the deviation (ddof 1) where there are two or more."""
+    """Mean and standard deviation (ddof 1) as "12.3 ± 0.4"; of a single value, the value."""
     values = np.asarray(value_S, float)
     std = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{std}"
 
 
 def mean_scores(scores: Collection[Mapping[str, float]]) -> dict[str, float]:
-    """METRICS as means over what a run was evaluated on, which is one domain or the paper's four."""
+    """METRICS as means over the domains that a run was evaluated on: one, or the paper's four."""
     return {metric: statistics.mean(score[metric] for score in scores) for metric in METRICS}
 
 
@@ -114,21 +120,23 @@ class Paired(NamedTuple):
 def paired_test(lines: Sequence[Line], first: Row, second: Row, metric: str) -> Paired:
     """Paired t test of two rows over the seeds that both have, on the means over their targets.
 
-    nan is what cannot be said: a difference without a seed, interval and p without two or where all differences are
-    the same.
+    Without a seed, the difference is nan. The interval and p need two seeds and differences that vary; otherwise they
+    are nan.
     """
     lines = [line for line in lines if line["run"] in (first.run, second.run)]
     a, b = by_seed(lines, first), by_seed(lines, second)
-    per_seed = [a[seed][metric] - b[seed][metric] for seed in sorted(a.keys() & b.keys())]
-    mean = statistics.mean(per_seed or [math.nan])
-    if len(per_seed) < 2 or max(per_seed) - min(per_seed) < ROUNDING:
-        return Paired(mean, math.nan, math.nan, math.nan, len(per_seed))
-    test = stats.ttest_1samp(per_seed, 0)
-    return Paired(mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue), len(per_seed))
+    seeds = sorted(a.keys() & b.keys())
+    first_S, second_S = (np.array([scores[seed][metric] for seed in seeds]) for scores in (a, b))
+    difference_S = first_S - second_S
+    mean = float(difference_S.mean()) if seeds else math.nan
+    if len(seeds) < 2 or np.ptp(difference_S) < ROUNDING:
+        return Paired(mean, math.nan, math.nan, math.nan, len(seeds))
+    test = stats.ttest_rel(first_S, second_S)
+    return Paired(mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue), len(seeds))
 
 
 def differences(lines: Sequence[Line], pairs: Sequence[tuple[Row, Row]]) -> str:
-    """A table of `paired_test` for every pair that has a seed in common, in points; "" where none has."""
+    """A table of `paired_test`, in points, for every pair that has a seed in common; "" without such a pair."""
     body = []
     for first, second in pairs:
         tests = [paired_test(lines, first, second, metric) for metric in METRICS]

@@ -1,10 +1,10 @@
-"""What it is worth to keep the set on the device, and to dispatch several steps at once: ratios from one run.
+"""Times training with the set kept on the device and with several steps per dispatch, as ratios from one run.
 
     python -m experiments.benchmarks.dispatch [--steps-per-dispatch=8] [--dispatches=2] [--turns=3]
 
-The net, images and batches of configs/demo.py, on one device. Contestants take turns at the same steps of the same
-training: images from the host, a resident set step by step, and the same several steps at a time. Logs and
-checkpoints are left out. Ratios are of medians. Printed too is how far the states end up from the first one's.
+Uses the net, images and batches of configs/demo.py on one device. Three contestants take turns at the same steps of the
+same training: images from the host, a resident set with one step per dispatch, and a resident set with several. None
+writes logs or checkpoints. Ratios are of medians. The last column is the difference of each state from the first's.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs import demo
 from metabin_jax.algorithm import TrainState
-from metabin_jax.cli.options import load_config
 from metabin_jax.data import resident
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import Run, build, load_images, resolve
@@ -25,24 +25,25 @@ from metabin_jax.training.train import make_step, read_batches
 
 
 def trainer(run: Run, images: np.ndarray) -> Callable[[int, int], TrainState]:
-    """A function that trains the steps start to stop - 1, from where it left off, and returns the state."""
+    """A function (start, stop) that continues the training by the steps start to stop - 1 and returns the state."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, step_fn = jax.device_put(run.init(), sharding), make_step(run)
+    more: tuple[Any, ...] = (run.key,)
     if run.config.data.resident:
-        dataset = resident.put(images, run.data.pid, run.data.domain, sharding)
-        step_fn = resident.several_steps(step_fn, dataset)
+        more += (resident.put(images, run.data.pid, run.data.domain, sharding),)
+        step_fn = resident.several_steps(step_fn)
 
     def train(start: int, stop: int) -> TrainState:
         nonlocal state
         for raw in read_batches(run, images, start, stop):
-            state, _ = step_fn(state, jax.device_put(raw, sharding))
+            state, _ = step_fn(state, jax.device_put(raw, sharding), *more)
         return jax.block_until_ready(state)
 
     return train
 
 
 def difference(state: TrainState, other: TrainState) -> float:
-    """The greatest difference of two states, relative to the greatest value of the leaf."""
+    """The largest difference of two states, relative to the largest value of the leaf."""
     pairs = zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(jax.device_get(other)), strict=True)
     return max(float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30)) for a, b in pairs)
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     use_compilation_cache()
-    config = resolve(load_config("configs/demo.py"))
+    config = resolve(demo.get_config())
     steps = args.dispatches * args.steps_per_dispatch
     config.steps_per_epoch = steps  # so that no dispatch is cut short
     images = load_images(config, build(config).data.records)

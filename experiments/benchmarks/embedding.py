@@ -1,11 +1,11 @@
-"""What `metabin embed` costs beyond decoding its images and running its net.
+"""Times `metabin embed` against its two parts, decoding the images and running the net.
 
     python -m experiments.benchmarks.embedding [--images=20000] [--height=64] [--width=32] [--turns=3]
 
-Draws JPEGs into a temporary folder. Each turn times, in one process, all of `embed_images` against its two parts: the
-decoding alone, by as many threads, and the net alone, on one batch over and over. The ratio is of medians. On a CPU
-decoding and net share the cores, so that a pipeline without any cost of its own has the ratio 1, and less where one
-part leaves cores idle; with an accelerator it can come down to the slower of the two.
+Writes random JPEGs to a temporary folder. Each turn times, in one process, `embed_images` and its parts: decoding
+alone, with as many threads, and the net alone, on one batch again and again. The ratio is of medians. On a CPU,
+decoding and net share the cores: a pipeline without overhead has the ratio 1, or less if one part leaves cores idle.
+With an accelerator, the pipeline can be as fast as the slower of its parts.
 """
 
 import argparse

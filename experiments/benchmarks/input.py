@@ -1,19 +1,19 @@
-"""Images a second that reach a step: the cache of decoded images against a PyTorch DataLoader.
+"""Images per second that reach a training step: our cache of decoded images against a PyTorch DataLoader.
 
     python -m experiments.benchmarks.input [--images=2000] [--turns=5]        (needs PyTorch: pip install -e '.[torch]')
 
-The paper's batches, 80 + 48 + 32 images of 256 x 128, rows drawn by the samplers from JPEGs that are drawn into a
-temporary folder, once of Market-1501's size and once of a larger one. (They are smooth noise, which decodes faster than
-photographs, to PyTorch's advantage.) Contestants take turns; ratios are of medians. Each does it in two ways:
+Uses the paper's batches, 80 + 48 + 32 images of 256 x 128, sampled from random JPEGs in a temporary folder: first of
+Market-1501's size, then of a larger one. (They are smooth noise, which decodes faster than photographs; this favours
+PyTorch.) Contestants take turns; ratios are of medians. Each delivers two forms:
 
-  uint8    PyTorch: two workers open, decode and resize (bicubic) each image with PIL, and collate, rows given.
-           Ours: draws the rows, and gathers them from the cache, read ahead by grain's threads.
-  float32  and mirrored, padded by 10, cropped and normalised. PyTorch: by the workers (PIL, then NumPy).
-           Ours: put on the device, and done there by `augment`, which a training has within its step. On a CPU
-           that takes from the same cores.
+  uint8    PyTorch: two workers open, decode and resize (bicubic) each image with PIL and collate given rows.
+           Ours: samples the rows and gathers them from the cache; grain's threads read ahead.
+  float32  Also mirrored, padded by 10, cropped and normalised. PyTorch: in the workers (PIL, then NumPy).
+           Ours: on the device, by `augment`, which a training runs within its step. On a CPU this uses the
+           same cores.
 
-Beside them the gathering alone, into memory that is there already, and what filling the cache took: that is
-paid once, and shared by all runs on the same images. All images stay in the page cache; so they do for PyTorch.
+Two more numbers: the gathering alone, into memory that is already allocated, and the filling of the cache, which
+happens once for all runs on the same images. All images stay in the page cache, for PyTorch too.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Files:
 def torch_epoch(files: Files, rows: list[list[int]]) -> Callable[[], None]:
     from torch.utils.data import DataLoader
 
-    # Forked workers would share JAX's threads, which JAX warns of.
+    # JAX warns of forked workers: they would share its threads.
     loader: Iterable[Any] = DataLoader(
         files, batch_sampler=rows, num_workers=2, persistent_workers=True, multiprocessing_context="forkserver"
     )

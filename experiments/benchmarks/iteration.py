@@ -2,12 +2,12 @@
 
     python -m experiments.benchmarks.iteration           (needs PyTorch: pip install -e '.[torch]')
 
-The paper's net and batches (80 + 48 + 32 images), float32, two CPU threads. The twin is tests/torch_twin.py in its
-natural form: nn.BatchNorm2d and nn.InstanceNorm2d, default layout; once more with the settings of glibc's malloc that
-suit it, and ours with the one that suits it (docs/performance.md). Contestants take turns in processes of their own, so
-that a slow spell of the machine hits all; ratios are of medians. Memory is given twice: the peak resident size of the
-whole process, which is what a process takes, and what of it the iterations add to what is resident before the first
-(libraries, model, data and, from a warm cache, the program), which is what grows with images and batch. Linux.
+Uses the paper's net and batches (80 + 48 + 32 images), float32, on two CPU threads. The twin is tests/torch_twin.py in
+its natural form: nn.BatchNorm2d and nn.InstanceNorm2d, default layout. Both run a second time with the settings of
+glibc's malloc that suit them (docs/performance.md). Contestants take turns in processes of their own, so that a slow
+spell of the machine hits all of them; ratios are of medians. Memory has two columns. "process" is the peak resident
+size of the whole process. "iterations" is the part that the iterations add to the libraries, model, data and program;
+it grows with images and batch. Linux only.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-# With glibc's malloc as it is, or set: the twin keeps its memory, we take it in huge pages.
+# glibc's malloc, by default or set: the twin then keeps freed memory, ours then takes memory in huge pages.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 CONTESTANTS = {
@@ -74,8 +74,7 @@ def our_iteration(height: int, width: int, first_order: bool) -> Callable[[], No
     metabin = MetaBIN(models.create("mobilenetv2_1.4", NUM_IDS), optimizer, beta=0.1, first_order=first_order)
     parts = [Batch(*map(jax.device_put, part)) for part in batches(height, width)]
     state = metabin.init(jax.random.key(0), parts[0].image)
-    step = jax.jit(metabin.train_step, donate_argnums=0)
-    compile_ahead(step, state, *parts)
+    step = compile_ahead(jax.jit(metabin.train_step, donate_argnums=0), state, *parts)
 
     def iterate() -> None:
         nonlocal state
@@ -85,7 +84,7 @@ def our_iteration(height: int, width: int, first_order: bool) -> Callable[[], No
 
 
 def measure(contestant: str, height: int, width: int, iterations: int) -> dict:
-    """Seconds of each iteration after a first one, the peak resident size in MiB, and the iterations' part of it."""
+    """Seconds of each iteration after the first, the peak resident size in MiB, and the iterations' part of it."""
     if contestant.startswith("torch"):
         iterate = torch_iteration(height, width)
     else:

@@ -1,11 +1,11 @@
-"""What passes before the second step of a training: with no compiled program kept from before, and with all of them.
+"""Times the start of a training up to its second step, with an empty and with a full cache of compiled programs.
 
     python -m experiments.benchmarks.startup [--height=128] [--width=64] [--turns=2]
 
-The paper's net on the drawn people of configs/demo.py, with two cores where JAX computes on a CPU. Every start is a
-process of its own, timed from the import of JAX to the end of the first step. In each turn the first start finds an
-empty cache of compiled programs, and the second what the first one left. A third one traces the forms that the layers
-have for all platforms, and not that of its own alone (metabin_jax/platforms.py). Medians.
+Uses the paper's net on the synthetic people of configs/demo.py, and two cores if JAX computes on a CPU. Every start is
+a process of its own, timed from the import of JAX to the end of the first step. In each turn the first start (cold)
+finds an empty cache, the second (warm) finds the programs of the first. The third traces the layers' forms for all
+platforms instead of its own alone (metabin_jax/runtime/platforms.py). Prints medians.
 """
 
 import argparse
@@ -33,12 +33,12 @@ def start(height: int, width: int, all_forms: bool) -> dict[str, float]:
 
     import jax
 
-    from metabin_jax.cli.options import load_config
+    from configs import demo
     from metabin_jax.training import train
     from metabin_jax.training.build import build, load_images, resolve
 
     passed("imports")
-    config = load_config("configs/demo.py")
+    config = demo.get_config()
     config.model.name, config.data.height, config.data.width = "mobilenetv2_1.4", height, width
     run = build(resolve(config))
     images = load_images(run.config, run.data.records)
@@ -49,13 +49,13 @@ def start(height: int, width: int, all_forms: bool) -> dict[str, float]:
     if all_forms:
         train.tracing_for = lambda platform: contextlib.nullcontext()
     step = train.make_step(run)
-    traced = step.func.trace(state, raw, **step.keywords)
+    traced = step.trace(state, raw, run.key)
     passed("tracing")
     lowered = traced.lower()
     passed("lowering")
     lowered.compile()
     passed("compiling or loading")
-    jax.block_until_ready(step(state, raw))
+    jax.block_until_ready(step(state, raw, run.key))
     passed("first step")
     return seconds
 
@@ -92,7 +92,7 @@ def main() -> None:
         name: {part: statistics.median(turn[part] for turn in turns) for part in turns[0]}
         for name, turns in results.items()
     }
-    # All forms make another program, for which nothing was kept: only what comes before compiling compares.
+    # All forms make a different program, which no cache has: only the parts before compiling can be compared.
     median[STARTS[-1]] = {part: median[STARTS[-1]][part] for part in ("tracing", "lowering")}
     print(f"{'seconds':24}" + "".join(f"{name:>18}{'ratio':>8}" for name in STARTS))
     for part, cold in median["cold"].items():

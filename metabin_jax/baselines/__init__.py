@@ -4,6 +4,7 @@ They build on `learner` and `algorithm`. Nothing here reads a config, a file or 
 """
 
 from metabin_jax.baselines.bau import BAU, BalancedMetaBIN
-from metabin_jax.baselines.learned import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax.baselines.joint import MLDG, Joint
+from metabin_jax.baselines.learned_rho import LearnedRho
 
-__all__ = ["BAU", "MLDG", "BalancedMetaBIN", "BaseOnly", "Joint", "LearnedRho"]
+__all__ = ["BAU", "MLDG", "BalancedMetaBIN", "Joint", "LearnedRho"]

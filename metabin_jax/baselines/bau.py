@@ -1,13 +1,15 @@
 """BAU: Cho et al., "Generalizable Person Re-identification via Balancing Alignment and Uniformity", NeurIPS 2024.
 
-The base loss is joined by three terms on the images' embeddings, scaled to length 1, and on those of a second, strongly
-changed view of every image. Alignment draws images to the strong views of their identity, where these can be relied on;
-uniformity drives embeddings apart; domain uniformity drives them from prototypes of their domain's other identities.
-Weights and constants are the authors'.
+Every image gets a second, strongly changed view. The base loss gets three more terms on the embeddings of both views,
+scaled to length 1:
 
-What they have and this has not: RandAugment and hue in the strong view (`augment.disturb`), a bank of prototypes that
-starts with the embeddings of all images (ours fills as identities are seen), IN between stages, GeM pooling, Adam. They
-use no meta-learning: `BAU` is by itself, `BalancedMetaBIN` within MetaBIN.
+- alignment pulls images to the reliable strong views of their identity;
+- uniformity pushes embeddings apart;
+- domain uniformity pushes them away from the prototypes of other identities of their domain.
+
+Weights and constants are the authors'. Theirs also has RandAugment and hue in the strong view (here `augment.disturb`),
+IN between stages, GeM pooling and Adam. Their bank of prototypes starts full; ours fills as identities appear. Neither
+theirs nor `BAU` uses meta-learning. `BalancedMetaBIN` adds BAU's terms to MetaBIN.
 
 Shapes: N images, D values of an embedding, M identities of all sources.
 """
@@ -15,31 +17,31 @@ Shapes: N images, D values of an embedding, M identities of all sources.
 import jax
 import jax.numpy as jnp
 
-from metabin_jax.algorithm import Array, Batch, MetaBIN, Metrics, TrainState, Tree, total
-from metabin_jax.baselines.learned import BaseOnly
+from metabin_jax.algorithm import MetaBIN
 from metabin_jax.data.augment import disturb
+from metabin_jax.learner import Array, Batch, Learner, Metrics, Outputs, TrainState, Tree, evaluate, total
 from metabin_jax.losses import unit
 
-ALIGNMENT = 1.5  # its weight; the others weigh 1
+ALIGNMENT = 1.5  # weight of alignment; the other terms have weight 1
 NEIGHBOURS = 10  # k of the neighbours that must agree
 SHARPNESS = 2  # t of exp(-t d^2)
-MOMENTUM = 0.1  # what a prototype keeps of itself
+MOMENTUM = 0.1  # share of its old value that a prototype keeps
 _TINY = 1e-12
 
 
-# prototype [M, D] of length 1; domain int32 [M], -1 for an identity that was not seen yet.
+# prototype [M, D] of length 1; domain int32 [M], -1 until the identity appears.
 Bank = dict[str, Array]
 
 
 def _square_distance(a_ND: Array, b_MD: Array) -> Array:
-    """Of vectors of length 1, [N, M]."""
+    """Squared distances [N, M] between vectors of length 1."""
     return 2 - 2 * jnp.matmul(a_ND, b_MD.T, precision="highest")
 
 
 def reliability(original_ND: Array, strong_ND: Array) -> Array:
-    """How far a strong view and an original have the same neighbours, [N, N] in [0, 1], strong views along the rows.
+    """How similar the neighbours of a strong view and an original are: [N, N] in [0, 1], one row per strong view.
 
-    It is the Jaccard index of their k-reciprocal nearest neighbours among both views, themselves included.
+    It is the Jaccard index of their k-reciprocal nearest neighbours among all views, themselves included.
     """
     both = jnp.concatenate([original_ND, strong_ND])
     count = len(both)
@@ -66,7 +68,7 @@ def uniformity(unit_ND: Array) -> Array:
 
 
 def domain_uniformity(unit_ND: Array, pid_N: Array, domain_N: Array, bank: Bank) -> Array:
-    """The same between each image and the N nearest prototypes of its domain's other identities; 0 without any."""
+    """`uniformity` of images with the N nearest prototypes of other identities of their domain; 0 if there are none."""
     distance_NM = _square_distance(unit_ND, bank["prototype"])
     others_NM = bank["domain"][None, :] == domain_N[:, None]
     others_NM &= jnp.arange(len(bank["domain"]))[None, :] != pid_N[:, None]
@@ -78,7 +80,7 @@ def domain_uniformity(unit_ND: Array, pid_N: Array, domain_N: Array, bank: Bank)
 
 
 def add(bank: Bank, unit_ND: Array, pid_N: Array, domain_N: Array) -> Bank:
-    """The bank after every image in turn moved its identity's prototype most of the way to itself."""
+    """The bank after each image in turn has moved the prototype of its identity most of the way to itself."""
 
     def move(prototype_MD, image):
         unit_D, pid = image
@@ -89,30 +91,40 @@ def add(bank: Bank, unit_ND: Array, pid_N: Array, domain_N: Array) -> Bank:
     return {"prototype": prototype_MD, "domain": bank["domain"].at[pid_N].set(domain_N)}
 
 
-class BalancedMetaBIN(MetaBIN):
-    """MetaBIN whose base loss has BAU's terms too. The bank is `batch_stats["bank"]`; base batches must have a key."""
+class BankState(TrainState):
+    """bank: the prototypes of all identities."""
 
-    def init(self, key: Array, image: Array) -> TrainState:
+    bank: Bank
+
+
+class _Balanced(Learner):
+    """A learner whose base loss has BAU's terms too. Base batches must have a key."""
+
+    def init(self, key: Array, image: Array) -> BankState:
         state = super().init(key, image)
         width, identities = state.params["classifier"]["kernel"].shape
         bank = {"prototype": jnp.zeros((identities, width)), "domain": jnp.full(identities, -1, jnp.int32)}
-        return state.replace(batch_stats={**state.batch_stats, "bank": bank})
+        return BankState(**vars(state), bank=bank)
 
-    def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, Tree]]:
-        assert xb.key is not None
+    def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, dict[str, Tree]]]:
+        assert xb.key is not None and isinstance(state, BankState)
+        bank = state.bank
         strong = disturb(jax.random.fold_in(xb.key, 2), xb.image)  # augment's own keys are 0 and 1
-        outputs, batch_stats = self.forward(state, xb.replace(image=jnp.concatenate([xb.image, strong])))
-        (feature_ND, _), embeddings, (logits_NM, _) = (jnp.split(output, 2) for output in outputs)
+        both, batch_stats = self.forward(state, xb.replace(image=jnp.concatenate([xb.image, strong])))
+        (feature_ND, _), embeddings, (logits_NM, _) = (jnp.split(output, 2) for output in both)
         original_ND, strong_ND = map(unit, embeddings)
-        terms = {name: loss(feature_ND, logits_NM, xb.pid) for name, loss in self.base_losses}
+        terms = evaluate(self.base_losses, Outputs(feature_ND, embeddings[0], logits_NM), xb)
         terms["alignment"] = ALIGNMENT * alignment(original_ND, strong_ND, xb.pid)
         terms["uniformity"] = (uniformity(original_ND) + uniformity(strong_ND)) / 2
-        bank = state.batch_stats["bank"]
         first, second = (domain_uniformity(view_ND, xb.pid, xb.domain, bank) for view_ND in (original_ND, strong_ND))
         terms["domain_uniformity"] = (first + second) / 2
         bank = add(bank, jax.lax.stop_gradient(original_ND), xb.pid, xb.domain)
-        return total(terms), (terms, {**batch_stats, "bank": bank})
+        return total(terms), (terms, {"batch_stats": batch_stats, "bank": bank})
 
 
-class BAU(BalancedMetaBIN, BaseOnly):
+class BalancedMetaBIN(_Balanced, MetaBIN):
+    """MetaBIN whose base loss has BAU's terms too."""
+
+
+class BAU(_Balanced):
     """BAU by itself: base updates alone."""

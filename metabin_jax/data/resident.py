@@ -1,6 +1,5 @@
 """The whole set in the memory of the device: a dispatch takes the rows of several steps, and the device gathers."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -77,21 +76,21 @@ def put(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, sharding: jax.s
     )
 
 
-def several_steps(step_fn: functools.partial, dataset: RawBatch) -> functools.partial:
-    """Of a step (state, StepBatches) -> (state, metrics), as `train.make_step` returns, several in one program.
+def several_steps(step_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Several steps in one program, from the step (state, StepBatches, key) -> (state, metrics) of `train.make_step`.
 
-    Returns (state, StepRows) -> (state, metrics), each metric [K]; the state is donated, as it is to `step_fn`.
+    Returns (state, StepRows, key, dataset) -> (state, metrics), each metric [K]; the state is donated. The dataset is
+    an argument because a constant would become part of the program.
     """
 
-    def steps_fn(state: Any, rows: StepRows, dataset: RawBatch, **kwargs: Any) -> tuple[Any, Any]:
+    def steps_fn(state: Any, rows: StepRows, key: jax.Array, dataset: RawBatch) -> tuple[Any, Any]:
         def gather(row_N: Any) -> RawBatch:
             return jax.tree.map(lambda leaf: leaf.at[row_N].get(mode="promise_in_bounds"), dataset)
 
         def one(state: Any, rows_of_step: StepRows) -> tuple[Any, Any]:
             raw = StepBatches(*(gather(row_N) for row_N in rows_of_step if row_N is not None))
-            return step_fn.func(state, raw, **kwargs)
+            return step_fn(state, raw, key)
 
         return jax.lax.scan(one, state, jax.tree.map(jnp.transpose, rows))
 
-    # The set is an argument: as a constant it would be part of the program.
-    return functools.partial(jax.jit(steps_fn, donate_argnums=0), dataset=dataset, **step_fn.keywords)
+    return jax.jit(steps_fn, donate_argnums=0)

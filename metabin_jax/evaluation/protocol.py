@@ -48,10 +48,10 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
       ValueError: unknown policy, more than one domain, no query or no gallery.
     """
     if policy not in get_args(CameraPolicy):
-        raise UserError(f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}.")
+        raise ValueError(f"the camera policy must be one of {', '.join(get_args(CameraPolicy))}, not {policy!r}.")
     domains = sorted({record.domain for record in records})
     if len(domains) != 1:
-        raise UserError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
+        raise ValueError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
 
     split = np.array([record.split for record in records])
     pid = np.array([record.pid for record in records], np.int64)
@@ -91,7 +91,7 @@ def ranking(
       ValueError: as those; a metric other than cosine with re-ranking or query expansion, which know only directions.
     """
     if (rerank or query_expansion) and metric != "cosine":
-        raise UserError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
+        raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
     labels = Labels.check(*split.labels, len(query_QD), len(gallery_GD))
     if query_expansion:

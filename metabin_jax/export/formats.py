@@ -4,7 +4,6 @@ In every format the input `image` is uint8 RGB [N, H, W, 3] and the output `embe
 """
 
 import contextlib
-import importlib.util
 import io
 import warnings
 from collections.abc import Callable
@@ -19,13 +18,14 @@ from jax import export
 from numpy.typing import NDArray
 
 from metabin_jax.export.inference import embedder
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 
 Images = NDArray[np.uint8]
 Embed = Callable[[Images], NDArray[np.float32]]
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which a stablehlo file runs
 CALIBRATION, CALIBRATION_BATCH = 128, 8  # images for the ranges of int8, and how many are in memory at a time
+LITERT = ("ai_edge_litert", "litert_converter")
 SIGNATURE = "serving_default"  # the name that TFLite's tools expect
 
 
@@ -33,20 +33,19 @@ class Format(NamedTuple):
     """write: (model, variables, image_NHWC) -> the file's content; the images give the size, and int8 its ranges.
 
     load: path -> the net as a function of numpy arrays. tolerance: of the largest difference from JAX in any component
-    of an embedding of length 1. needs: modules to import, and what installs them.
+    of an embedding of length 1. needs: modules that it imports, of the extra, or installed as `otherwise` says.
     """
 
     write: Callable[[nn.Module, dict, Images], bytes]
     load: Callable[[Path], Embed]
     tolerance: float
     needs: tuple[str, ...] = ()
-    install: str = ""
+    extra: str = "export"
+    otherwise: str = ""
 
     def check_installed(self, name: str) -> None:
-        """Raises ValueError where a package is missing."""
-        missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
-        if missing:
-            raise UserError(f"--to={name} needs {' and '.join(missing)}: {self.install}")
+        """Raises UserError if a package is missing."""
+        needs(f"--to={name}", self.extra, *self.needs, otherwise=self.otherwise)
 
 
 def write_stablehlo(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
@@ -144,15 +143,12 @@ def _exported(
     return export.export(jax.jit(embed), platforms=platforms)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
-_ONNX = "pip install 'metabin_jax[export]'"
 # pip cannot install the converter beside chex: its xdsl, which is not used here, wants an older typing_extensions.
-_TFLITE = "pip install 'metabin_jax[tflite]', then pip install --no-deps litert-converter"
+_CONVERTER = ", then pip install --no-deps litert-converter"
 
 FORMATS = {
-    "stablehlo": Format(write_stablehlo, load_stablehlo, 1e-4),
-    "onnx": Format(write_onnx, load_onnx, 1e-4, ("onnx", "onnxruntime"), _ONNX),
-    "tflite": Format(write_tflite, load_tflite, 1e-4, ("ai_edge_litert", "litert_converter"), _TFLITE),
-    "tflite-int8": Format(
-        write_tflite_int8, load_tflite, 0.1, ("ai_edge_litert", "litert_converter", "litert_quantizer"), _TFLITE
-    ),
+    "stablehlo": Format(write_stablehlo, load_stablehlo, 1e-4, ("flatbuffers",)),
+    "onnx": Format(write_onnx, load_onnx, 1e-4, ("onnx", "onnxruntime")),
+    "tflite": Format(write_tflite, load_tflite, 1e-4, LITERT, "tflite", _CONVERTER),
+    "tflite-int8": Format(write_tflite_int8, load_tflite, 0.1, (*LITERT, "litert_quantizer"), "tflite", _CONVERTER),
 }

@@ -16,8 +16,8 @@ from metabin_jax.models.resnet import ResNet50
 from metabin_jax.runtime.errors import UserError
 
 MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, keeps one
-# Small nets of the paper's kind: `stem` only shows that a training runs, `tiny` is for tests, `small` to train from
-# scratch on a CPU in a minute.
+# Small nets of the paper's kind: `stem` shows that a training runs, `tiny` is for tests, `small` trains from scratch
+# on a CPU in a minute.
 STEM: dict[str, Any] = {"stages": (), "stem": 4, "head": 8}
 TINY: dict[str, Any] = {
     "stages": (Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)),
@@ -28,6 +28,15 @@ SMALL: dict[str, Any] = {
     "stages": (Stage(1, 24, 1, 2), Stage(3, 48, 1, 1), Stage(3, 96, 1, 2)),
     "stem": 16,
     "head": 256,
+}
+
+# Name -> what makes a backbone from norm=NormFactory, dtype=... and the keyword arguments of `create`. A backbone is a
+# module (image_NHWC, train) -> map_NHWC. MobileNetV2 is also known by its width.
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "resnet50": ResNet50,
+    "small": partial(MobileNetV2, **SMALL),
+    "tiny": partial(MobileNetV2, **TINY),
+    "stem": partial(MobileNetV2, **STEM),
 }
 
 # Sec. 4.1 does not state it; N(0, 0.001) is BNNeck's ([31]), +-1 / sqrt(D) what the released code ends up with.
@@ -67,24 +76,21 @@ def create(
 ) -> ReID:  # fmt: skip
     """A model by name.
 
-    name: 'mobilenetv2_W' (paper variant at any width W, e.g. mobilenetv2_1.4), 'mobilenetv2_standard_W',
-    'resnet50', 'small', 'tiny' or 'stem'. norm: one of norm.LAYERS. dtype: compute type (None: that of the image);
-    params, rho, moments, features and logits stay float32. kw goes to the backbone. Raises ValueError for an unknown
-    name.
+    name: 'mobilenetv2_W' (paper variant at any width W, e.g. mobilenetv2_1.4), 'mobilenetv2_standard_W' or one of
+    BACKBONES. norm: one of norm.LAYERS. dtype: compute type (None: that of the image); params, rho, moments, features
+    and logits stay float32. kw goes to the backbone. Raises UserError for an unknown name.
     """
-    backbone: Callable[..., nn.Module]
     mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
     if mobilenet and float(mobilenet[2]) >= MIN_WIDTH:
+        backbone: Callable[..., nn.Module]
         backbone = partial(MobileNetV2, width=float(mobilenet[2]), standard=bool(mobilenet[1]))
-    elif name in ("stem", "tiny", "small"):
-        backbone = partial(MobileNetV2, **{"stem": STEM, "tiny": TINY, "small": SMALL}[name])
-    elif name == "resnet50":
-        backbone = ResNet50
+    elif name in BACKBONES:
+        backbone = BACKBONES[name]
     else:
         raise UserError(
-            f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, resnet50, "
-            f"small, tiny or stem; got {name!r}"
+            f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, or one of "
+            f"{', '.join(BACKBONES)}; got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
-        raise UserError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
+        raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
     return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)

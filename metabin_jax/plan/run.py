@@ -144,7 +144,7 @@ def compile_step(run: Run, target: Target, devices: int = 1) -> tuple[Any, dict[
     """The real training step of `run`, compiled for cards of one host, which have the whole state and share the rows of
     each batch, as in training; bytes of each norm layer's map on one card, pass by pass."""
     host, step = host_of(target, devices), make_step(run, "gpu")
-    state, key = shapes_on(host.whole, (jax.eval_shape(run.init), jax.eval_shape(lambda: step.keywords["key"])))
+    state, key = shapes_on(host.whole, (jax.eval_shape(run.init), jax.eval_shape(lambda: run.key)))
     raw = shapes_on(host.by_rows, batch_shapes(run))
     maps: dict[str, list[int]] = {}
 
@@ -154,9 +154,9 @@ def compile_step(run: Run, target: Target, devices: int = 1) -> tuple[Any, dict[
             maps.setdefault("/".join(module.path), []).append(args[0].size * args[0].dtype.itemsize // devices)
         return layer(*args, **kwargs)
 
-    jitted: Any = step.func
+    jitted: Any = step
     with nn.intercept_methods(record):
-        lowered = jitted.lower(state, raw, key=key)
+        lowered = jitted.lower(state, raw, key)
     return lowered.compile(compiler_options=OPTIONS), maps
 
 

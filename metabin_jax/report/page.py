@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +16,7 @@ from metabin_jax.models.rho import RHO_BINS
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
+from metabin_jax.runtime.extras import needs
 from metabin_jax.runtime.files import check_writable, write_text
 
 MOST_NAMED = 100  # queries without a match
@@ -68,6 +68,7 @@ def write_report(config: Any, workdir: str | Path, output: str | Path) -> Path:
     one, the page is about the training alone. Raises ValueError or FileNotFoundError, with one sentence, before any
     work is lost.
     """
+    needs("the report", "report", "jinja2")
     output = check_writable(output)
     write_text(output, render(collect(config, Path(workdir).expanduser())))
     return output
@@ -75,6 +76,8 @@ def write_report(config: Any, workdir: str | Path, output: str | Path) -> Path:
 
 def render(run: RunData) -> str:
     """The page as HTML."""
+    import jinja2  # an extra
+
     here = files("metabin_jax.report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

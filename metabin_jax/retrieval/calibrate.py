@@ -65,7 +65,7 @@ def calibrate(features: Features, far: float) -> Calibration:
       ValueError: far is out of range; no image is labelled; there are fewer negative pairs than 1 / far.
     """
     if not 0 < far < 1:
-        raise UserError(f"far must be above 0 and below 1, not {far}.")
+        raise ValueError(f"far must be above 0 and below 1, not {far}.")
     row = np.flatnonzero((features.pid != "") & (features.camid >= 0))
     if not len(row):
         raise UserError(

@@ -32,7 +32,7 @@ def search(query: Features, gallery: Features, k: int) -> list[list[Match]]:
       ValueError: k is less than 1; the features are of two models.
     """
     if k < 1:
-        raise UserError(f"k must be at least 1, not {k}.")
+        raise ValueError(f"k must be at least 1, not {k}.")
     check_same_model(query.made_by, "the query", gallery.made_by, "the gallery")
     row_QK, similarity_QK = nearest(query.feature, gallery.feature, k + ranking.most_shared(query.path, gallery.path))
     lists = []

@@ -1,4 +1,4 @@
-"""A config made real: data, samplers, model, optimiser and method."""
+"""Builds what a config describes: data, samplers, model, optimiser and learner."""
 
 import dataclasses
 import functools
@@ -12,34 +12,39 @@ import optax
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from ml_collections import ConfigDict
 
-from metabin_jax import losses, models, schedules
-from metabin_jax.algorithm import MetaBIN, TrainState, clip_plain, clip_straight_through
-from metabin_jax.baselines.bau import BAU, BalancedMetaBIN
-from metabin_jax.baselines.learned import MLDG, BaseOnly, Joint, LearnedRho
+from metabin_jax import models, schedules
+from metabin_jax.baselines import MLDG, Joint
 from metabin_jax.data import dataset
 from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.records import Record
 from metabin_jax.data.sampler import DomainSampler, EpochSampler, MetaSampler
+from metabin_jax.learner import Learner, Losses, TrainState, clip_plain, clip_straight_through
 from metabin_jax.runtime.devices import first_before_others
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training import config as configuration
+from metabin_jax.training.methods import LOSSES, METHODS
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config made real, but for the pixels."""
+    """Everything that a config describes except the images."""
 
     config: ConfigDict
     data: TrainingSet
     base: DomainSampler | EpochSampler
     meta: MetaSampler | None
-    learner: MetaBIN
+    learner: Learner
     steps_per_epoch: int
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of all that is random on the device."""
+        return jax.random.key(self.config.seed)
 
     def init(self) -> TrainState:
         """A fresh state, made by one program: the optimiser's zeros alone would be one for every shape."""
         image = jnp.zeros((1, self.config.data.height, self.config.data.width, 3))
-        return jax.jit(self.learner.init)(jax.random.key(self.config.seed), image)
+        return jax.jit(self.learner.init)(self.key, image)
 
 
 def checked(config: ConfigDict) -> ConfigDict:
@@ -105,11 +110,8 @@ def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, mod
 
     Under config.init_in_affine = "bn" the affine of an instance branch that the file lacks is that of its batch branch.
     """
-    batch_stats = {name: value for name, value in state.batch_stats.items() if name != "bank"}  # of BAU, not of files
-    loaded, report = models.load_torch(
-        config.init, {"params": state.params, "rho": state.rho, "batch_stats": batch_stats}
-    )
-    loaded["batch_stats"] = {**state.batch_stats, **loaded["batch_stats"]}
+    variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
+    loaded, report = models.load_torch(config.init, variables)
     if config.init_in_affine == "bn":
         params = flatten_dict(loaded["params"], sep="/")
         copied = [name for name in report.kept if name.endswith(("/in_scale", "/in_bias"))]
@@ -145,7 +147,7 @@ def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler
         if batch.sampling == "domains"
         else EpochSampler(data.pid, batch.ids_per_batch, batch.images_per_id, config.seed)
     )
-    if config.method not in configuration.META_METHODS:
+    if not METHODS[config.method].splits_domains:
         return base, None
     num_domains = len(data.domains)
     if num_domains < 2:
@@ -165,14 +167,14 @@ def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler
 
 def build_model(config: ConfigDict, num_ids: int) -> models.ReID:
     """The net, with the norm layer of `config.method`."""
-    settings = config.model
+    settings, method = config.model, METHODS[config.method]
     return models.create(
         settings.name,
         num_ids,
-        norm=configuration.METHODS[config.method],
+        norm=method.norm,
         dtype=jnp.dtype(settings.dtype),
         classifier_init=settings.classifier_init,
-        mixes_styles="mixstyle" in config.method,
+        **({"mixes_styles": True} if method.mixes_styles else {}),
     )
 
 
@@ -181,70 +183,46 @@ def model_of(config: ConfigDict, variables: dict) -> models.ReID:
     return build_model(config, num_ids=variables["params"]["classifier"]["kernel"].shape[1])
 
 
-def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> MetaBIN:
-    """The method of `config.method`: MetaBIN, or what it is compared with in Tables 3 and 4 and beyond the paper.
+def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_shuffle: bool) -> Learner:
+    """The learner of `config.method`, with the settings that it takes.
 
-    with_shuffle: whether Eq. 8 may have the shuffle loss, which needs two meta-train domains. Raises ValueError where
-    no meta-train loss is left without it.
+    with_shuffle: whether Eq. 8 may have the shuffle loss, which needs two meta-train domains. Raises UserError if no
+    meta-train loss is left without it.
     """
-    model = build_model(config, num_ids)
-    loss, meta = config.loss, config.meta
+    learner, meta = METHODS[config.method].learner, config.meta
 
-    def triplet(feature_ND, pid_N, domain_N):
-        return losses.triplet(feature_ND, pid_N, loss.margin)
-
-    def scatter(feature_ND, pid_N, domain_N):
-        return losses.scatter(feature_ND, domain_N, loss.scatter_normalize_first)
-
-    def base_triplet(feature_ND, logits_NM, pid_N):
-        return losses.triplet(feature_ND, pid_N, loss.margin)
-
-    def cross_entropy(feature_ND, logits_NM, pid_N):
-        return losses.cross_entropy(logits_NM, pid_N, loss.smoothing)
+    def loss_set(names: Sequence[str]) -> Losses:
+        return tuple((name, LOSSES[name](config.loss)) for name in names)
 
     def gamma(step):
         return jnp.where(step >= meta.start, meta.gamma, 0.0)
 
-    base_terms = {"cross_entropy": cross_entropy, "triplet": base_triplet}
-    base_losses = tuple((name, base_terms[name]) for name in loss.base)
-    meta_terms = {"scatter": scatter, "shuffle": losses.shuffle, "triplet": triplet}
     meta_train = [name for name in meta.train_losses if with_shuffle or name != "shuffle"]
-    if not meta_train and not meta.cross_entropy:
+    if not meta_train:
         raise UserError(
-            "config.meta.train_losses is the shuffle loss alone, which needs two meta-train domains: add another, or "
-            "give more sources"
+            "config.meta.train_losses is the shuffle loss alone, which needs two meta-train domains: add another loss "
+            "or give more sources"
         )
     period = max(2, round(meta.beta_epochs * steps_per_epoch))
     alpha = alpha_schedule(config.optimizer, steps_per_epoch)
     settings = {
-        "model": model,
+        "model": build_model(config, num_ids),
         "optimizer": sgd(alpha, config.optimizer),
+        "base_losses": loss_set(config.loss.base),
         "beta": schedules.triangular(meta.beta_low, meta.beta_high, period // 2, period - period // 2),
         "gamma": gamma,
         "first_order": meta.first_order,
-        "base_losses": base_losses,
-        "meta_train_losses": tuple((name, meta_terms[name]) for name in meta_train),
-        "meta_test_losses": tuple((name, meta_terms[name]) for name in meta.test_losses),
-        "meta_base_losses": (("cross_entropy", cross_entropy),) * meta.cross_entropy,
+        "meta_train_losses": loss_set(meta_train),
+        "meta_test_losses": loss_set(meta.test_losses),
         "inner_clip": {"straight_through": clip_straight_through, "plain": clip_plain}[meta.clip],
+        # [34] learns rho ten times as fast as the rest, without weight decay.
+        "rho_optimizer": optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum),
     }
-    # [34] learns rho ten times as fast as the rest, without weight decay.
-    bin_optimizer = optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum)
-    match config.method:
-        case "metabin" | "metabin_shared" | "metabin_mixstyle":
-            return MetaBIN(**settings)
-        case "metabin_joint":
-            return Joint(**settings, rho_optimizer=optax.sgd(gamma))
-        case "bn_mldg" | "bin_mldg":
-            settings |= {"meta_train_losses": (), "meta_test_losses": (), "meta_base_losses": base_losses}
-            return MLDG(**settings, rho_optimizer=bin_optimizer)
-        case "metabin_bau":
-            return BalancedMetaBIN(**settings)
-        case "bau":
-            return BAU(**settings)
-        case "bin":
-            return LearnedRho(**settings, rho_optimizer=bin_optimizer)
-    return BaseOnly(**settings)
+    if issubclass(learner, MLDG):
+        settings |= dict.fromkeys(("meta_train_losses", "meta_test_losses"), settings["base_losses"])
+    elif issubclass(learner, Joint):
+        settings["rho_optimizer"] = optax.sgd(gamma)
+    return learner(**{field.name: settings[field.name] for field in dataclasses.fields(learner)})
 
 
 def alpha_schedule(optimizer: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

@@ -1,7 +1,6 @@
 """Training of a config in a workdir."""
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from metabin_jax.algorithm import Batch, Metrics, TrainState
+from metabin_jax.baselines import MLDG
 from metabin_jax.data import resident
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
@@ -27,10 +27,11 @@ from metabin_jax.training.evaluate import evaluate_trained, read_targets, source
 from metabin_jax.training.workdir import check_workdir, describe_run
 
 
-def make_step(run: Run, platform: str = "") -> functools.partial[tuple[TrainState, Metrics]]:
-    """The whole iteration as one jitted function (state, StepBatches) -> (state, metrics); the state is donated.
+def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, Metrics]]:
+    """The whole iteration as one jitted function (state, StepBatches, key) -> (state, metrics); the state is donated.
 
-    platform: for which it is made; default: where JAX computes.
+    key: the run's. It is an argument, so that runs with other seeds share the compiled program. platform: where the
+    program will run; by default where JAX computes.
     """
     alpha = alpha_schedule(run.config.optimizer, run.steps_per_epoch)
 
@@ -40,8 +41,7 @@ def make_step(run: Run, platform: str = "") -> functools.partial[tuple[TrainStat
             after, metrics = run.learner.train_step(state, *ready)
         return after, metrics | rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
 
-    # The key is an argument, and not part of the program, so that runs of other seeds find it compiled.
-    return functools.partial(jax.jit(step_fn, donate_argnums=0), key=jax.random.key(run.config.seed))
+    return jax.jit(step_fn, donate_argnums=0)
 
 
 def prepare(key: jax.Array, raw: StepBatches, pad: int) -> list[Any]:
@@ -64,7 +64,7 @@ def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict:
-    """Trains in `workdir`, going on where a run of the same config stopped, and evaluates on the targets.
+    """Trains in `workdir`, resuming a stopped run of the same config, and evaluates on the targets.
 
     Writes config.json, environment.json, metrics.jsonl, TensorBoard events, checkpoints/ and evaluation.json, which is
     also returned (see `evaluate`). Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
@@ -84,23 +84,24 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     describe_run(config, workdir)
     check_shared(workdir / "config.json")
     total = config.epochs * run.steps_per_epoch
-    step_fn, compiled = make_step(run), set()
+    step_fn = make_step(run)
+    more: tuple[Any, ...] = (run.key,)
+    programs: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
     with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
         state = first_state(run, checkpoints, placement.whole)
         start = int(state.step)
         if start < total:
             say(f"{describe(run)}: from step {start} to {total}, compiling first")
             if config.data.resident:
-                dataset = resident.put(images, run.data.pid, run.data.domain, placement.whole)
-                step_fn = resident.several_steps(step_fn, dataset)
+                step_fn = resident.several_steps(step_fn)
+                more += (resident.put(images, run.data.pid, run.data.domain, placement.whole),)
         step = start
         with MetricsWriter(workdir, start, total, config.log_every) as writer:
             for raw in read_batches(run, images, start, total):
                 batch = placement.put(raw)
-                if batch.num_steps not in compiled:
-                    compile_ahead(step_fn.func, state, batch, **step_fn.keywords)
-                    compiled.add(batch.num_steps)
-                state, metrics = step_fn(state, batch)
+                if batch.num_steps not in programs:
+                    programs[batch.num_steps] = compile_ahead(step_fn, state, batch, *more)
+                state, metrics = programs[batch.num_steps](state, batch, *more)
                 step += batch.num_steps
                 writer.step(step, metrics, batch.num_images, batch.num_steps)
                 if step % run.steps_per_epoch == 0:
@@ -152,7 +153,7 @@ def describe(run: Run) -> str:
     if run.meta:
         count = run.meta.num_meta_train
         words += f", {count} meta-train and {len(domains) - count} meta-test"
-        if count == 1 and "mldg" not in run.config.method and "shuffle" in run.config.meta.train_losses:
+        if count == 1 and "shuffle" in run.config.meta.train_losses and not isinstance(run.learner, MLDG):
             words += ", without the shuffle loss, which needs two meta-train domains"
     return words
 

@@ -13,7 +13,9 @@ from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
 from metabin_jax.algorithm import MetaBIN
-from metabin_jax.baselines.learned import BaseOnly, LearnedRho
+from metabin_jax.baselines import LearnedRho
+from metabin_jax.baselines.learned_rho import RhoState
+from metabin_jax.learner import Learner
 
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 RHO_RATE, RHO_MOMENTUM = 2.0, 0.5
@@ -40,7 +42,7 @@ def assert_identical(tree, other):
 def test_base_only_is_the_base_update_and_ignores_the_meta_batches():
     model = small_net("bn")
     state, xb = start_state(model, OPTIMIZER), draw_batch(range(5), 4)
-    learner, metabin = (kind(model, OPTIMIZER, beta=0.1) for kind in (BaseOnly, MetaBIN))
+    learner, metabin = (Learner(model, OPTIMIZER), MetaBIN(model, OPTIMIZER, beta=0.1))
     fresh = jax.eval_shape(learner.init, jax.random.key(0), xb.image)
     assert jax.tree.structure(fresh) == jax.tree.structure(state) and fresh.rho == {}
 
@@ -58,7 +60,7 @@ def bin_run():
     """Three steps of LearnedRho: before each step the state, its batch, the gradient in rho and MetaBIN's update."""
     model = small_net("bin")
     rho_optimizer = optax.sgd(RHO_RATE, momentum=RHO_MOMENTUM)
-    learner = LearnedRho(model, OPTIMIZER, beta=0.1, rho_optimizer=rho_optimizer)
+    learner = LearnedRho(model, OPTIMIZER, rho_optimizer=rho_optimizer)
     metabin = MetaBIN(model, OPTIMIZER, beta=0.1)
 
     def base_loss(rho, state, xb):
@@ -69,12 +71,11 @@ def bin_run():
 
     @jit
     def step(state, xb):
-        without_rho = state.replace(opt_state=state.opt_state[0])
-        expected = metabin.base_update(without_rho, xb)
+        expected = metabin.base_update(state, xb)
         return learner.train_step(state, xb, None, None), jax.grad(base_loss)(state.rho, state, xb), expected
 
     state = start_state(model, OPTIMIZER)
-    states = [state.replace(opt_state=(state.opt_state, rho_optimizer.init(state.rho)))]
+    states = [RhoState(**vars(state), rho_opt_state=rho_optimizer.init(state.rho))]
     gradients, expectations = [], []
     for seed in range(3):
         (state, metrics), gradient, expected = step(states[-1], draw_batch(range(5), seed))
@@ -93,7 +94,7 @@ def test_learned_rho_follows_its_own_optimizer(bin_run):
         rho = np.clip(free, 0, 1)
         bounded += ((free < 0) | (free > 1)).sum()
         np.testing.assert_allclose(flat(state.rho), rho, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(flat(optax.tree_utils.tree_get(state.opt_state[1], "trace")), momentum, rtol=1e-9)
+        np.testing.assert_allclose(flat(optax.tree_utils.tree_get(state.rho_opt_state, "trace")), momentum, rtol=1e-9)
     assert bounded > 0
     assert np.abs(rho - flat(states[0].rho)).max() > 0.01
     assert np.abs(gradients[1] - gradients[0]).max() > 1e-3, "momentum must have something to show"
@@ -105,14 +106,14 @@ def test_learned_rho_leaves_everything_else_to_the_base_update(bin_run):
         assert after.step == before.step + 1
         assert_identical(metrics, expected_metrics)
         assert_identical(
-            (after.params, after.batch_stats, after.opt_state[0]),
+            (after.params, after.batch_stats, after.opt_state),
             (expected.params, expected.batch_stats, expected.opt_state),
         )
 
 
 def test_learned_rho_starts_with_the_state_of_both_optimizers():
     rho_optimizer = optax.sgd(RHO_RATE, momentum=RHO_MOMENTUM)
-    learner = LearnedRho(small_net("bin"), OPTIMIZER, beta=0.1, rho_optimizer=rho_optimizer)
+    learner = LearnedRho(small_net("bin"), OPTIMIZER, rho_optimizer=rho_optimizer)
     state = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((1, 16, 8, 3)))
-    for opt_state, tree in zip(state.opt_state, (state.params, state.rho), strict=True):
+    for opt_state, tree in ((state.opt_state, state.params), (state.rho_opt_state, state.rho)):
         assert jax.tree.structure(optax.tree_utils.tree_get(opt_state, "trace")) == jax.tree.structure(tree)

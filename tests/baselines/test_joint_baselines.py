@@ -13,12 +13,13 @@ from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
 from metabin_jax.algorithm import BASE_LOSSES
-from metabin_jax.baselines.learned import MLDG, Joint
+from metabin_jax.baselines import MLDG, Joint
+from metabin_jax.baselines.learned_rho import RhoState
 
 OPTIMIZER, RHO_OPTIMIZER = optax.sgd(0.05, momentum=0.9), optax.sgd(2.0, momentum=0.5)
 BETA = 0.02
 INSIDE, EDGES = (0.3, 0.7), (-0.5, 1.5)
-MLDG_LOSSES = {"meta_train_losses": (), "meta_test_losses": (), "meta_base_losses": BASE_LOSSES}
+MLDG_LOSSES = {"meta_train_losses": BASE_LOSSES, "meta_test_losses": BASE_LOSSES}
 # Class, norm layer, settings. MLDG's base batch is its meta-train batch.
 KINDS = {
     "bn_mldg": (MLDG, "bn", MLDG_LOSSES),
@@ -43,7 +44,7 @@ def learner(kind, first_order):
 
 def state_of(kind, rho):
     state = start_state(small_net(KINDS[kind][1]), OPTIMIZER, rho)
-    return state.replace(opt_state=(state.opt_state, RHO_OPTIMIZER.init(state.rho)))
+    return RhoState(**vars(state), rho_opt_state=RHO_OPTIMIZER.init(state.rho))
 
 
 def batches_of(kind):
@@ -140,7 +141,7 @@ def test_a_step_moves_params_and_rho_by_their_optimizers(steps, kind):
     np.testing.assert_allclose(flat(after.params), flat(state.params) - 0.05 * flat(grads), rtol=1e-9, atol=1e-12)
     assert np.abs(flat(grads)).max() > 1e-3
     assert after.step == state.step + 1
-    for opt_state, gradient in zip(after.opt_state, (grads, rho_grads), strict=True):
+    for opt_state, gradient in ((after.opt_state, grads), (after.rho_opt_state, rho_grads)):
         np.testing.assert_allclose(flat(optax.tree_utils.tree_get(opt_state, "trace")), flat(gradient), rtol=1e-9)
     if kind == "bn_mldg":
         assert state.rho == after.rho == {}

@@ -70,7 +70,7 @@ def test_no_gradient_passes_through_the_styles():
 def drawn():
     """Per key and image, of the layer itself: what share of its style it kept, and whose it took."""
     x = draw(seed=3).astype(np.float32)
-    outputs = jax.jit(jax.vmap(lambda key: MixStyle().apply({}, x, train=True, rngs={"mixstyle": key})))
+    outputs = jax.jit(jax.vmap(lambda key: MixStyle().apply({}, x, train=True, rngs={"noise": key})))
     y = np.asarray(outputs(jax.random.split(jax.random.key(0), 300)), np.float64)
     style, new = (np.concatenate([a.mean((-3, -2)), a.std((-3, -2))], -1) for a in (x.astype(np.float64), y))
     # new = own + (1 - keep) * (other - own): the share by least squares for each candidate, the other by what is left.
@@ -123,7 +123,7 @@ def test_evaluation_draws_nothing_and_changes_nothing():
         variables = plain.init(jax.random.key(0), image, train=False)
 
         def trained(key):
-            return mixing.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"mixstyle": key})[0][0]
+            return mixing.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"noise": key})[0][0]
 
         return [net.apply(variables, image, train=False)[0] for net in (plain, mixing)], jax.vmap(trained)(keys)
 

@@ -1,6 +1,9 @@
 """The figures and Table 1: what they share, and each from its command line."""
 
+import dataclasses
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ pytest.importorskip("matplotlib", reason="the figures are drawn with matplotlib"
 
 from experiments import fig2, fig3, fig4, fig5, figures, table1
 from experiments.settings import Setting
-from experiments.study import Job, read
+from experiments.study import Job, read, run_study
 from experiments.tables import mean_std
+from metabin_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("optimised_again")
 
@@ -113,6 +117,43 @@ def test_the_embeddings_of_a_trained_run_are_placed(runs, monkeypatch):
     assert found["pid"] == [pid for pid in sorted(set(found["pid"])) for _ in range(8)] and len(found["x"]) == 320
     assert found["query"] == [1, 0, 0, 0, 0, 0, 0, 0] * 40
     assert 0 < found["match"] < 2 and 0 < found["other"] < 2 and len(set(found["x"])) > 100
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs):
+    """A trained and evaluated run of a smoke study."""
+    setting = Setting("synthetic", smoke=True)
+    (row,) = figures.from_table4("MetaBIN")(setting, runs)
+    run_study([row], setting, [0], runs, ["underpass"])
+    return Job(row, "underpass", 0, setting, runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": 1}, "step 1, not 2"),
+        ({"policy": "ignore"}, "policy 'ignore', not 'cross-camera'"),
+        ({"metric": "euclidean"}, "metric 'euclidean', not 'cosine'"),
+        ({"rerank": True}, "rerank True, not False"),
+        ({"query_expansion": 3, "rerank": True}, "rerank True, not False; query_expansion 3, not 0"),
+        ({"targets": {}}, "targets , not underpass"),
+        ({"targets": {"underpass": {}, "plaza": {}}}, "targets underpass, plaza, not underpass"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_an_evaluation_of_other_settings_is_refused(change, words, evaluated, tmp_path):
+    shutil.copytree(evaluated.folder, tmp_path / evaluated.folder.name)
+    job = dataclasses.replace(evaluated, workdir=tmp_path)
+    file = job.folder / "evaluation.json"
+    honest = json.loads(file.read_text())
+    assert figures.scores(job) == honest["targets"] and list(honest["targets"]) == ["underpass"]
+    file.write_text(json.dumps(honest | change))
+    with pytest.raises(UserError) as error:
+        figures.scores(job)
+    assert str(error.value) == (
+        f"{file} is of other settings than this study's ({words}): evaluate the run again by "
+        f"metabin evaluate --model={job.folder}"
+    )
 
 
 def test_a_run_whose_folder_is_gone_is_named(runs, monkeypatch, tmp_path, capsys):

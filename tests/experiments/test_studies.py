@@ -1,7 +1,9 @@
 """The studies of the repository: their rows can be trained, and each runs from its command line."""
 
 import csv
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,15 +11,15 @@ import pytest
 from PIL import Image
 from tiny_run import DOMAINS, draw_folder
 
-from experiments import beta, clip, gamma, order, others, sources, table2, table3, table4
+from experiments import beyond, table2, table3, table4
 from experiments.settings import Setting
-from experiments.study import Job, main, read, run_study
+from experiments.study import Job, main, read, report, run_study
 from experiments.tables import Row
 from metabin_jax.algorithm import Batch
 from metabin_jax.data import dataset, synthetic
 from metabin_jax.training import build, config, evaluate
 
-STUDIES = [module.STUDY for module in (table2, table3, table4, order, beta, clip, gamma, sources, others)]
+STUDIES = [*(module.STUDY for module in (table2, table3, table4)), *beyond.STUDIES.values()]
 every_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 
 
@@ -66,13 +68,13 @@ def test_every_row_can_be_trained(study, tmp_path):
         (table3.STUDY, "BIN, Lce + Ltr, MLDG cyclic"),
         (table3.STUDY, "MetaBIN, without episode separation"),
         (table4.STUDY, "MetaBIN, supervised"),
-        (order.STUDY, "MetaBIN, exact"),
-        (beta.STUDY, "MetaBIN, beta of the code, 0.0001 to 0.01"),
-        (clip.STUDY, "MetaBIN, plain clip"),
-        (gamma.STUDY, "MetaBIN, gamma 0.1"),
-        (sources.STUDY, "MetaBIN, 2 sources"),
-        (others.STUDY, "MixStyle"),
-        (others.STUDY, "MetaBIN + BAU's losses"),
+        (beyond.STUDIES["order"], "MetaBIN, exact"),
+        (beyond.STUDIES["beta"], "MetaBIN, beta of the code, 0.0001 to 0.01"),
+        (beyond.STUDIES["clip"], "MetaBIN, plain clip"),
+        (beyond.STUDIES["gamma"], "MetaBIN, gamma 0.1"),
+        (beyond.STUDIES["sources"], "MetaBIN, 2 sources"),
+        (beyond.STUDIES["others"], "MixStyle"),
+        (beyond.STUDIES["others"], "MetaBIN + BAU's losses"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -92,7 +94,7 @@ def test_smoke(study, row, tmp_path, monkeypatch, capsys):
 def test_smoke_on_a_folder(tmp_path, monkeypatch):
     folder, workdir = draw_folder(tmp_path / "data"), tmp_path / "runs"
     arguments = ["study", "--smoke", "--jobs=1", "--data=folder", f"--path={folder}", f"--workdir={workdir}", "--rows"]
-    for study, row in ((table4.STUDY, "BIN, supervised"), (sources.STUDY, "MetaBIN, 2 sources")):
+    for study, row in ((table4.STUDY, "BIN, supervised"), (beyond.STUDIES["sources"], "MetaBIN, 2 sources")):
         monkeypatch.setattr("sys.argv", [*arguments, row])
         main(study)
     # Every other of four persons is tested, or all of them, by two images of each of two cameras.
@@ -100,6 +102,45 @@ def test_smoke_on_a_folder(tmp_path, monkeypatch):
         ("east", 8),
         ("east", 16),
     ]
+
+
+def committed_seeds(study):
+    """Seeds of the study's tables in docs/results.md."""
+    return range(5 if study.name in ("beyond sources", "beyond others") else 10)
+
+
+@every_study
+def test_committed_rows_are_found_and_make_the_tables_of_the_docs(study, tmp_path):
+    """No row is trained again, and every line of the tables is in docs/results.md."""
+    root, seeds = Path(__file__).parents[2], committed_seeds(study)
+    shutil.copy(root / "experiments/results/synthetic/results.jsonl", tmp_path)
+    lines = run_study(study.rows, Setting("synthetic"), seeds, tmp_path, work=pytest.fail)
+    text = report(study, [line for line in lines if line["seed"] in seeds], study.compare)
+    page = (root / "docs/results.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) >= len(study.rows) + len(study.compare) + 4
+    assert [line for line in rows if line not in page] == []
+
+
+def test_a_study_beyond_the_paper_is_chosen_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["beyond", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        beyond.main()
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name, study in beyond.STUDIES.items():
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        assert line.endswith(".") and study.about.startswith(line.split(maxsplit=1)[1])
+
+    shutil.copy(Path(__file__).parents[2] / "experiments/results/synthetic/results.jsonl", tmp_path)
+    monkeypatch.setattr("sys.argv", ["beyond", "clip", f"--workdir={tmp_path}", "--seeds", *map(str, range(10))])
+    beyond.main()
+    assert "| MetaBIN, plain clip | 38.1 ± 8.3 / 32.0 ± 8.4 | 10 | 0.014 |" in capsys.readouterr().out
+
+    monkeypatch.setattr("sys.argv", ["beyond", "clap"])
+    with pytest.raises(SystemExit) as stop:
+        beyond.main()
+    assert stop.value.code == 2 and "'clap'" in capsys.readouterr().err
 
 
 def test_half_of_the_persons_train_and_the_others_are_tested(tmp_path):
@@ -139,12 +180,25 @@ def test_a_target_with_too_few_persons_is_refused_before_anything_runs(tmp_path)
     assert not started
 
 
-def test_drawn_people_are_written_as_they_are(tmp_path):
+def test_synthetic_people_are_written_as_they_are(tmp_path):
     Setting("synthetic").halve("underpass", tmp_path)
     records = dataset.read("csv", str(tmp_path / "halves" / "underpass.csv"))
     images = dataset.load_images("synthetic", dataset.read("synthetic", "", ("underpass",)), (64, 32), "")
     assert len(records) == len(images) == 320
     np.testing.assert_array_equal(np.asarray(Image.open(records[7].path)), images[7])
+
+
+def test_fields_of_the_command_line_count_last(tmp_path):
+    """After the fields of the setting, of supervised rows and of --smoke; halves are written at the chosen size."""
+    fields = {"data.height": "48", "data.width": "40", "batch.images_per_id": "3", "meta.test_losses": "triplet"}
+    setting = Setting("synthetic", smoke=True, overrides=fields)
+    found = setting.config("underpass", True, tmp_path)
+    assert (found.data.height, found.data.width) == (48, 40) and found.batch.images_per_id == 3
+    assert found.meta.test_losses == ("triplet",) and found.data.domain_by == "camera"
+    setting.halve("underpass", tmp_path)
+    (first, *_) = dataset.read("csv", str(tmp_path / "halves" / "underpass.csv"))
+    with Image.open(first.path) as image:
+        assert image.size == (40, 48)
 
 
 def test_the_papers_setting_is_its_protocol(tmp_path):
@@ -157,7 +211,11 @@ def test_the_papers_setting_is_its_protocol(tmp_path):
     config.check(supervised)
     assert supervised.data.train_domains == supervised.data.eval_domains == ("market1501",)
     assert supervised.data.train_splits == ("train",) and supervised.data.domain_by == "camera"
-    assert (supervised.epochs, supervised.meta.gamma, supervised.meta.cross_entropy) == (120, 0.2, True)
+    assert (supervised.epochs, supervised.meta.gamma, supervised.meta.test_losses) == (
+        120,
+        0.2,
+        ("triplet", "cross_entropy"),
+    )
 
 
 def test_a_study_of_a_folder_runs_supervised_rows_on_each_domain(tmp_path):

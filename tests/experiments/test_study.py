@@ -12,14 +12,14 @@ import pytest
 from stub_work import leave_mark
 from tiny_run import draw_folder
 
-from experiments import demo, study, table4
+from experiments import demo, study, table2, table4
 from experiments.settings import Setting
 from experiments.study import Job, Study, main, read, run_study
 from experiments.tables import Row
 from metabin_jax.training.config import check
 
 ROWS = [Row(name, {"method": name}) for name in ("bn", "metabin")]
-DRAWN = Setting("synthetic")
+SYNTHETIC = Setting("synthetic")
 
 
 class Killed(Exception):
@@ -65,7 +65,7 @@ def test_a_study_runs_every_row_once(trained, tmp_path):
     assert len(trained) == 8
 
 
-def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+def test_a_study_that_died_is_resumed(trained, tmp_path, monkeypatch):
     rows = [Row(name, {"method": name}) for name in ("bn", "in", "bin")]
     work = study.train
 
@@ -76,9 +76,9 @@ def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(study, "train", dying)
-        run_study(rows, DRAWN, [0], tmp_path)
+        run_study(rows, SYNTHETIC, [0], tmp_path)
     assert len(read(tmp_path / "results.jsonl")) == 2
-    run_study(rows, DRAWN, [0], tmp_path)
+    run_study(rows, SYNTHETIC, [0], tmp_path)
     assert [method for _, _, method, _ in trained] == ["bn", "in", "bin"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "results.jsonl", "setting.json"]
 
@@ -86,14 +86,82 @@ def test_a_study_that_died_goes_on_where_it_was(trained, tmp_path, monkeypatch):
 def test_a_workdir_has_results_of_one_setting(trained, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    run_study([], DRAWN, [0], tmp_path / "w", ["x"])  # which has no result
+    run_study([], SYNTHETIC, [0], tmp_path / "w", ["x"])  # which has no result
     run_study(ROWS, Setting("folder", str(tmp_path / "a")), [0], tmp_path / "w", ["x"])
     run_study(ROWS, Setting("folder", str(tmp_path / "b/../a")), [1], tmp_path / "w", ["x"])
     assert len(trained) == 4
-    for other in (Setting("folder", str(tmp_path / "b")), Setting("folder", str(tmp_path / "a"), smoke=True), DRAWN):
+    for other in (
+        Setting("folder", str(tmp_path / "b")),
+        Setting("folder", str(tmp_path / "a"), smoke=True),
+        SYNTHETIC,
+    ):
         with pytest.raises(ValueError, match=r"w has results of another setting, .*: choose another --workdir"):
             run_study(ROWS, other, [2], tmp_path / "w", ["x"])
     assert len(trained) == 4
+
+
+def test_fields_of_the_config_can_be_set_for_every_row(tmp_path, monkeypatch, capsys):
+    """On top of each row's config; the results tell them apart from the results of other settings."""
+    seen = []
+
+    def stub(config, workdir):
+        seen.append((config.method, config.meta.gamma, config.data.height, config.optimizer.decay_epochs, config.seed))
+        return {"targets": {"underpass": {"R-1": 0.25, "mAP": 0.5, "queries": 5}}}
+
+    monkeypatch.setattr(study, "train", stub)
+    fields = ["--config.meta.gamma=0.25", "--config.data.height=96"]
+    arguments = [f"--workdir={tmp_path / 'w'}", "--seeds", "4", "--rows", "BN", "MetaBIN"]
+    run_main(monkeypatch, table4.STUDY, *arguments, *fields)  # behind an option of several values
+    assert seen == [(method, 0.25, 96, (7, 9), 4) for method in ("bn", "metabin")]
+    kept = {"meta.gamma": "0.25", "data.height": "96"}
+    assert [line["config"] for line in read(tmp_path / "w" / "results.jsonl")] == [kept, kept]
+    assert json.loads((tmp_path / "w" / "setting.json").read_text())["config"] == kept
+    assert "All rows with --config.meta.gamma=0.25 --config.data.height=96." in capsys.readouterr().out
+
+    run_main(monkeypatch, table4.STUDY, *fields[::-1], *arguments)  # the same in another order: nothing to do
+    assert len(seen) == 2
+    for other in ([], fields[:1], [*fields[:1], "--config.data.height=64"], [*fields, "--config.epochs=3"]):
+        with pytest.raises(SystemExit):
+            run_main(monkeypatch, table4.STUDY, *other, *arguments)
+        assert "w has results of another setting" in capsys.readouterr().err
+    (tmp_path / "w" / "setting.json").unlink()
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, table4.STUDY, *arguments)
+    assert len(seen) == 2
+
+
+def test_default_results_without_a_setting_are_not_mixed_with_others(trained, tmp_path, monkeypatch, capsys):
+    """As in experiments/results, whose settings are not committed."""
+    arguments = [f"--workdir={tmp_path}", "--seeds", "0", "--rows", "BN", "IN"]
+    run_study([row for row in table4.STUDY.rows if row.name == "BN"], SYNTHETIC, [0], tmp_path)
+    (tmp_path / "setting.json").unlink()
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, table4.STUDY, "--config.epochs=3", *arguments)
+    assert "has results of another setting" in capsys.readouterr().err and len(trained) == 1
+    run_main(monkeypatch, table4.STUDY, *arguments)
+    assert len(trained) == 2 and "All rows with" not in capsys.readouterr().out
+    assert all("config" not in line for line in read(tmp_path / "results.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.meta.gamma"], "--config.meta.gamma: write --config.FIELD=VALUE, each field once"),
+        (["--config.epochs=2", "--config.epochs=3"], "--config.epochs=3: write --config.FIELD=VALUE, each field once"),
+        (["--config.epoch=2"], "experiments.table2: config has no field 'epoch': did you mean epochs?"),
+        (["--config.epochs=many"], "config.epochs must be"),
+        (["--config.seed=3"], "--config.seed: a study sets this field itself, choose it by --seeds"),
+        (["--config.method=bn"], "--config.method: a study sets this field itself, choose it by --rows"),
+        (["--config.meta.test_losses=triplet"], "the row 'MetaBIN: Lce, fixed' sets config.meta.test_losses"),
+        (["--confg.epochs=2"], "unrecognized arguments: --confg.epochs=2"),
+        (["--seed=2"], "unrecognized arguments: --seed=2"),
+    ],
+)
+def test_fields_that_cannot_be_set_are_refused(arguments, message, trained, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(monkeypatch, table2.STUDY, f"--workdir={tmp_path}", *arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not trained and not (tmp_path / "results.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +174,7 @@ def test_only_a_smoke_run_takes_two_processes_by_itself(arguments, jobs, monkeyp
 
 def test_several_processes_neither_lose_nor_repeat_a_row(tmp_path):
     rows = [Row(name, {"method": name}) for name in ("a", "b", "c")]
-    lines = run_study(rows, DRAWN, [0, 1], tmp_path, ["x", "y"], jobs=2, work=leave_mark)
+    lines = run_study(rows, SYNTHETIC, [0, 1], tmp_path, ["x", "y"], jobs=2, work=leave_mark)
     expected = sorted([row, target, str(seed)] for row in "abc" for target in "xy" for seed in (0, 1))
     assert sorted(marks(tmp_path)) == expected
     assert (
@@ -120,7 +188,7 @@ def test_several_processes_neither_lose_nor_repeat_a_row(tmp_path):
 def test_a_row_that_fails_keeps_what_was_done_and_stops_the_rest(tmp_path):
     rows = [Row(name, {"method": name}) for name in ("a", "bad", *"cdefghijkl")]
     with pytest.raises(ValueError, match="this row cannot work"):
-        run_study(rows, DRAWN, [0], tmp_path, ["x"], jobs=2, work=leave_mark)
+        run_study(rows, SYNTHETIC, [0], tmp_path, ["x"], jobs=2, work=leave_mark)
     kept = [
         [line["run"].removeprefix("method="), line["target"], str(line["seed"])]
         for line in read(tmp_path / "results.jsonl")
@@ -129,7 +197,7 @@ def test_a_row_that_fails_keeps_what_was_done_and_stops_the_rest(tmp_path):
     assert ["a", "x", "0"] in kept and len(kept) < len(rows) - 1
 
 
-def test_a_killed_study_takes_its_workers_along_and_goes_on(tmp_path):
+def test_a_killed_study_takes_its_workers_along_and_is_resumed(tmp_path):
     rows = "[Row(name, {'method': name}) for name in ('a', 'slow', 'b', 'c')]"
     code = (
         "if __name__ == '__main__':\n"
@@ -147,7 +215,7 @@ def test_a_killed_study_takes_its_workers_along_and_goes_on(tmp_path):
         # Both workers end up in the slow row, of one seed each.
         _until(lambda: len(read(log)) == 4 and process.poll() is None)
         with pytest.raises(ValueError, match="another study runs in"):
-            run_study(ROWS, DRAWN, [0], tmp_path)
+            run_study(ROWS, SYNTHETIC, [0], tmp_path)
         workers = {int(line.split()[3]) for line in (tmp_path / "marks").read_text().splitlines()}
     finally:
         process.send_signal(signal.SIGKILL)
@@ -157,7 +225,7 @@ def test_a_killed_study_takes_its_workers_along_and_goes_on(tmp_path):
     assert log.read_bytes().endswith(b"\n") and len(read(log)) == len(marks(tmp_path)) == 4
     (tmp_path / "hurry").touch()
     lines = run_study(
-        [Row(name, {"method": name}) for name in ("a", "slow", "b", "c")], DRAWN, [0, 1], tmp_path, work=leave_mark
+        [Row(name, {"method": name}) for name in ("a", "slow", "b", "c")], SYNTHETIC, [0, 1], tmp_path, work=leave_mark
     )
     done = sorted([row, "underpass", str(seed)] for row in ("a", "b", "c", "slow") for seed in (0, 1))
     assert sorted(marks(tmp_path)) == done
@@ -182,7 +250,7 @@ def test_one_run_needs_no_process(tmp_path):
     def work(job):  # which another process could not be given
         return {"run": job.row.run, "target": job.target, "seed": job.seed, "process": os.getpid()}
 
-    assert run_study(ROWS[:1], DRAWN, [0], tmp_path, jobs=2, work=work)[0]["process"] == os.getpid()
+    assert run_study(ROWS[:1], SYNTHETIC, [0], tmp_path, jobs=2, work=work)[0]["process"] == os.getpid()
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
@@ -225,7 +293,9 @@ def test_what_the_command_needs_is_said_in_one_sentence(arguments, message, tmp_
 def test_the_table_of_the_paper_comes_with_its_source(trained, tmp_path, monkeypatch, capsys):
     rows = (Row("BN", {"method": "bn"}, (50.9, 59.5)), Row("own", {"method": "metabin"}, (1.0, 2.0), supervised=True))
     monkeypatch.setattr(Setting, "halve", lambda self, target, workdir: None)
-    run_main(monkeypatch, Study("x", rows, [("BN", "own")], "Table 9"), f"--workdir={tmp_path}", "--seeds", 0, 1)
+    run_main(
+        monkeypatch, Study("x", "About x.", rows, [("BN", "own")], "Table 9"), f"--workdir={tmp_path}", "--seeds", 0, 1
+    )
     unseen, supervised, words, tests, how, source = capsys.readouterr().out.strip().split("\n\n")
     assert unseen.endswith("| BN | 2.0 ± 1.4 / 1.0 ± 0.7 | 2 | 50.9 / 59.5 |")
     assert supervised.endswith("| own | 3.0 ± 1.4 / 1.5 ± 0.7 | 2 | 1.0 / 2.0 |")
@@ -237,12 +307,20 @@ def test_the_table_of_the_paper_comes_with_its_source(trained, tmp_path, monkeyp
 
 def test_the_demo_compares_on_the_last_network(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "WORKDIR", tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo"])
     demo.main()
     assert [call[:3] for call in trained] == [(0, "underpass", "bn"), (0, "underpass", "metabin")]
     out = capsys.readouterr().out
     assert "| MetaBIN | 2.0 / 1.0 | 1 |" in out
     assert str(tmp_path) in out
     assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["run"] == "method=bn"
+
+
+def test_the_demo_explains_itself_and_trains_nothing(trained, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["demo", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        demo.main()
+    assert stop.value.code == 0 and "python -m experiments.demo" in capsys.readouterr().out and not trained
 
 
 def test_a_run_over_several_sets_counts_as_their_mean(monkeypatch, tmp_path):
@@ -267,5 +345,5 @@ def test_a_line_keeps_how_far_the_inner_step_went(monkeypatch, tmp_path):
         return {"targets": {"underpass": {"R-1": 0.2, "mAP": 0.1, "queries": 3}}}
 
     monkeypatch.setattr(study, "train", stub)
-    line = study.run_job(Job(ROWS[1], "underpass", 0, DRAWN, tmp_path))
+    line = study.run_job(Job(ROWS[1], "underpass", 0, SYNTHETIC, tmp_path))
     assert (line["rho_change"], line["clipped"]) == (pytest.approx(0.2), 0.25)

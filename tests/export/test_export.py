@@ -195,7 +195,7 @@ def workdir(tmp_path_factory):
 
 
 def command(capsys, workdir, output, to, *more):
-    status = cli.main(["export", f"--workdir={workdir}", f"--to={to}", f"--output={output}", *more])
+    status = cli.main(["export", f"--model={workdir}", f"--to={to}", f"--output={output}", *more])
     return status, *capsys.readouterr()
 
 
@@ -215,7 +215,9 @@ def test_export_by_command(capsys, tmp_path, workdir):
 
     config = (workdir / "config.json").read_text()
     assert json.loads(config)["model"]["dtype"] == "bfloat16"
-    status, out, _ = command(capsys, workdir, tmp_path / "net.bin", "stablehlo", "--config.data.eval_domains=()")
+    status, out, _ = command(
+        capsys, workdir, tmp_path / "net.bin", "stablehlo", "--overwrite", "--config.data.eval_domains="
+    )
     assert status == 0
     assert out.startswith("underpass (drawn): 80 images, ")
     assert (workdir / "config.json").read_text() == config
@@ -230,7 +232,7 @@ def test_a_changed_weight_is_found_and_leaves_no_file(capsys, tmp_path, workdir,
     monkeypatch.setitem(FORMATS, "stablehlo", FORMATS["stablehlo"]._replace(write=wrong))
     (tmp_path / "old").write_text("of an earlier export")
     for name in ("new", "old"):
-        status, out, err = command(capsys, workdir, tmp_path / name, "stablehlo")
+        status, out, err = command(capsys, workdir, tmp_path / name, "stablehlo", "--overwrite")
         assert (status, out) == (2, "")
         assert err.startswith("metabin export: the stablehlo file differs from JAX by ")
         assert err.endswith(f"more than 1e-04: {tmp_path / name} was not written\n")
@@ -275,18 +277,18 @@ def test_what_cannot_be_exported_is_one_sentence_and_no_file(capsys, tmp_path, w
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("to", ["onnx", "tflite", "tflite-int8"])
+@pytest.mark.parametrize("to", list(FORMATS))
 def test_a_missing_package_is_named_with_what_installs_it(capsys, tmp_path, workdir, monkeypatch, to):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     status, out, err = command(capsys, workdir, tmp_path / "net", to)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    needs = " and ".join(FORMATS[to].needs)
-    assert err.startswith(f"metabin export: --to={to} needs {needs}: pip install 'metabin_jax[")
+    needs, extra = " and ".join(FORMATS[to].needs).replace("_", "-"), "tflite" if "tflite" in to else "export"
+    assert err.startswith(f"metabin export: --to={to} needs {needs}: pip install 'metabin_jax[{extra}]'")
     assert not list(tmp_path.iterdir())
 
 
 def test_help_names_every_format(capsys):
     assert cli.main(["export", "--help"]) == 0
     out, _ = capsys.readouterr()
-    assert all(f"--to={to} " in out for to in FORMATS)
+    assert all(f"\n  {to} " in out for to in FORMATS)
     assert max(map(len, out.splitlines())) <= 120

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
-from metabin_jax.algorithm import BASE_LOSSES, Batch, MetaBIN, clip_plain
+from metabin_jax.algorithm import BASE_LOSSES, META_TEST_LOSSES, META_TRAIN_LOSSES, Batch, MetaBIN, clip_plain
 
 MODEL = small_net()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
@@ -207,7 +207,10 @@ def test_losses_on_logits_join_both_meta_losses():
     """The supplement's cross-entropy; the gradient is that of the losses written out."""
     state = random_state(INSIDE, GENTLE)
     xs, xt = meta_batches()
-    with_logits = MetaBIN(MODEL, OPTIMIZER, BETA, GAMMA, meta_base_losses=BASE_LOSSES[:1])
+    with_logits = MetaBIN(
+        MODEL, OPTIMIZER, BETA, GAMMA,
+        meta_train_losses=(*META_TRAIN_LOSSES, BASE_LOSSES[0]), meta_test_losses=(*META_TEST_LOSSES, BASE_LOSSES[0]),
+    )  # fmt: skip
 
     def loss(rho, batch, meta_train):
         variables = {"params": state.params, "rho": rho, "batch_stats": state.batch_stats}
@@ -257,8 +260,8 @@ def test_meta_update_moves_nothing_but_rho(updates, order):
 TRACES = []
 
 
-def counting(feature_ND, logits_NM, pid_N):
-    TRACES.append(feature_ND.shape)
+def counting(outputs, batch):
+    TRACES.append(outputs.feature_ND.shape)
     return 0.0
 
 

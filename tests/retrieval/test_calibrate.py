@@ -170,8 +170,8 @@ def test_what_the_command_writes_is_what_search_reads(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: images"),
-        (["{dir}"], "is no feature file: --checkpoint=RUN says with which net to embed it"),
+        ([], "the following arguments are required: IMAGES"),
+        (["{dir}"], "is not a feature file: --model=RUN names the run that embeds it"),
         (["{dir}/f.npz", "--far=1"], "--far: must be a number between 0 and 1, not '1'"),
         (["{dir}/f.npz", "--far=few"], "--far: must be a number between 0 and 1, not 'few'"),
         (["{dir}/f.npz", "--far=0.0001"], "is n/a: it needs 10,000 pairs"),

@@ -159,8 +159,8 @@ def test_parquet_as_well(capsys, files):
         (["--query={dir}/query.npz"], "the following arguments are required: --gallery"),
         (["--query={dir}/query.npz", "--gallery={dir}/other.npz"], "the query is of another model than the gallery"),
         (["--query={dir}/query.npz", "--gallery={dir}/no.npz"], "no.npz does not exist"),
-        (["--query={dir}/query.npz", "--gallery={dir}"], "is no feature file: --checkpoint=RUN says with which net"),
-        (["--query={dir}/1.jpg", "--gallery={dir}/gallery.npz"], "1.jpg is no feature file: --checkpoint=RUN"),
+        (["--query={dir}/query.npz", "--gallery={dir}"], "is not a feature file: --model=RUN names the run"),
+        (["--query={dir}/1.jpg", "--gallery={dir}/gallery.npz"], "1.jpg is not a feature file: --model=RUN"),
         (["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "-k", "0"], "-k: must be a whole number from 1 on"),
         (["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "-k", "x"], "-k: must be a whole number from 1 on"),
         (

@@ -75,7 +75,7 @@ def test_a_step_holds_the_forms_of_its_platform_alone(folder, monkeypatch):
 
     def signs(step):
         """A scan over groups of images is the CPU's form of a kernel's gradient."""
-        found = primitives(step.func.trace(state, raw, **step.keywords).jaxpr.jaxpr)
+        found = primitives(step.trace(state, raw, run.key).jaxpr.jaxpr)
         return {"platform_index", "scan"} & found
 
     assert signs(make_step(run)) == ({"scan"} if jax.default_backend() == "cpu" else set())

@@ -5,9 +5,10 @@ import pytest
 from tiny_run import DOMAINS, draw_folder, tiny_config
 
 from metabin_jax.algorithm import MetaBIN, clip_plain, clip_straight_through
+from metabin_jax.baselines import MLDG, Joint, LearnedRho
 from metabin_jax.baselines.bau import BAU, BalancedMetaBIN
-from metabin_jax.baselines.learned import MLDG, BaseOnly, Joint, LearnedRho
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
+from metabin_jax.learner import Batch, Learner, Outputs
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
 from metabin_jax.training import build, train
 from metabin_jax.training.workdir import settings
@@ -113,15 +114,15 @@ def test_an_epoch_is_every_image_once(folder):
     [
         ("metabin", MetaBIN, BatchInstanceNorm),
         ("bin", LearnedRho, SharedBatchInstanceNorm),
-        ("bn", BaseOnly, BatchNorm),
-        ("in", BaseOnly, InstanceNorm),
-        ("half", BaseOnly, HalfNorm),
-        ("dualnorm", BaseOnly, InstanceNorm),
+        ("bn", Learner, BatchNorm),
+        ("in", Learner, InstanceNorm),
+        ("half", Learner, HalfNorm),
+        ("dualnorm", Learner, InstanceNorm),
         ("bn_mldg", MLDG, BatchNorm),
         ("bin_mldg", MLDG, SharedBatchInstanceNorm),
         ("metabin_shared", MetaBIN, SharedBatchInstanceNorm),
         ("metabin_joint", Joint, BatchInstanceNorm),
-        ("mixstyle", BaseOnly, BatchNorm),
+        ("mixstyle", Learner, BatchNorm),
         ("metabin_mixstyle", MetaBIN, BatchInstanceNorm),
         ("bau", BAU, BatchNorm),
         ("metabin_bau", BalancedMetaBIN, BatchInstanceNorm),
@@ -183,21 +184,20 @@ def test_loss_settings_reach_the_losses(folder):
 
     def scatter(config):
         loss = dict(built(config).learner.meta_train_losses)["scatter"]
-        return float(loss(feature_ND, label_N, label_N))
+        return float(loss(Outputs(feature_ND, None, None), Batch(None, label_N, label_N)))
 
     # The centroid is that of the features, along (1, 3), or that of the normalised ones, along (1, 1).
     assert scatter(paper) == pytest.approx(2 / 10**0.5)
     assert scatter(official) == pytest.approx(1 / 2**0.5)
 
     learner = built(paper).learner
-    pid_N = jnp.array([0, 1])
-    for terms in (learner.meta_train_losses, learner.meta_test_losses):
-        assert float(dict(terms)["triplet"](feature_ND, pid_N, label_N)) == pytest.approx(4 - 10**0.5, rel=1e-5)
-    base = dict(learner.base_losses)
-    assert float(base["triplet"](feature_ND, None, pid_N)) == pytest.approx(4 - 10**0.5, rel=1e-5)
-    assert float(base["cross_entropy"](None, jnp.array([[0.0, np.log(3.0)]]), jnp.array([1]))) == pytest.approx(
-        -np.log(3 / 4), rel=1e-6
-    )
+    batch = Batch(None, jnp.array([0, 1]), label_N)
+    for terms in (learner.base_losses, learner.meta_train_losses, learner.meta_test_losses):
+        value = dict(terms)["triplet"](Outputs(feature_ND, None, None), batch)
+        assert float(value) == pytest.approx(4 - 10**0.5, rel=1e-5)
+    outputs = Outputs(None, None, jnp.array([[0.0, np.log(3.0)]]))
+    value = dict(learner.base_losses)["cross_entropy"](outputs, Batch(None, jnp.array([1]), None))
+    assert float(value) == pytest.approx(-np.log(3 / 4), rel=1e-6)
 
 
 @pytest.mark.parametrize(("sources", "meta_train"), [(2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (8, 4)])
@@ -237,10 +237,11 @@ def test_the_config_names_the_losses(folder):
     assert names(learner.base_losses) == ["cross_entropy", "triplet"]
     assert names(learner.meta_test_losses) == ["triplet"]
     config.loss.base = ("cross_entropy",)
-    config.meta.train_losses, config.meta.test_losses, config.meta.cross_entropy = ("scatter",), (), True
+    config.meta.train_losses, config.meta.test_losses = ("scatter", "cross_entropy"), ("cross_entropy",)
     learner = built(config).learner
     assert names(learner.base_losses) == ["cross_entropy"]
-    assert names(learner.meta_train_losses) == ["scatter"] and learner.meta_test_losses == ()
+    assert names(learner.meta_train_losses) == ["scatter", "cross_entropy"]
+    assert names(learner.meta_test_losses) == ["cross_entropy"]
 
 
 def test_the_config_names_the_clip(folder):
@@ -255,8 +256,8 @@ def test_mldg_has_the_base_losses_for_meta_losses(folder):
     config.method = "bn_mldg"
     config.loss.base = ("cross_entropy",)
     learner = built(config).learner
-    assert names(learner.base_losses) == names(learner.meta_base_losses) == ["cross_entropy"]
-    assert learner.meta_train_losses == learner.meta_test_losses == ()
+    assert names(learner.base_losses) == ["cross_entropy"]
+    assert learner.meta_train_losses == learner.meta_test_losses == learner.base_losses
 
 
 def test_the_shuffle_loss_alone_needs_two_meta_train_domains(folder):
@@ -287,11 +288,7 @@ def test_a_single_source_trains_on_its_cameras(tmp_path):
     config = tiny_config(draw_folder(tmp_path / "data", ("mall",), cameras=4))
     config.data.eval_domains = ()
     config.data.domain_by = "camera"
-    config.meta.cross_entropy = True
     run = built(config)
     assert run.data.domains == tuple(f"mall, camera {number}" for number in (1, 2, 3, 4))
-    assert [name for name, _ in run.learner.meta_base_losses] == ["cross_entropy"]
     train_rows, test_rows = run.meta.meta(0)
     assert not set(run.data.domain[train_rows]) & set(run.data.domain[test_rows])
-    config.meta.cross_entropy = False
-    assert built(config).learner.meta_base_losses == ()

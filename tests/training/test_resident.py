@@ -51,13 +51,13 @@ def test_one_device_learns_the_same_bits(folder):
     step_fn, state, log = train.make_step(run), run.init(), []
     meta = run.meta.meta
     for raw in batches(images, run.data.pid, run.data.domain, run.base.base, meta, 0, 3):
-        state, metrics = step_fn(state, raw)
+        state, metrics = step_fn(state, raw, run.key)
         log.append(jax.device_get(metrics))
 
     dataset = resident.put(images, run.data.pid, run.data.domain, jax.sharding.SingleDeviceSharding(device))
-    steps_fn = resident.several_steps(step_fn, dataset)
+    steps_fn = resident.several_steps(step_fn)
     (same, metrics), (other, _) = (
-        steps_fn(run.init(), *train.read_batches(run, images, start, start + 3)) for start in (0, 3)
+        steps_fn(run.init(), *train.read_batches(run, images, start, start + 3), run.key, dataset) for start in (0, 3)
     )
     assert differences(same, state) == []
     assert metrics.keys() == log[0].keys()

@@ -76,9 +76,9 @@ def test_a_run_moves_between_the_host_and_a_resident_set(folder, straight, tmp_p
     sizes = []
     compile_ahead = train.compile_ahead
 
-    def spy(jitted, state, batch, **kwargs):
+    def spy(jitted, state, batch, *more):
         sizes.append(batch.num_steps)
-        compile_ahead(jitted, state, batch, **kwargs)
+        return compile_ahead(jitted, state, batch, *more)
 
     monkeypatch.setattr(train, "compile_ahead", spy)
     config = resident_config(folder, steps_per_dispatch=2)
@@ -149,7 +149,7 @@ def test_one_trace_serves_training_before_and_after_a_restore(folder, tmp_path, 
     assert len(traced) == 1
     # Negative control: a step that is a Python number, as a restore could leave it, is another trace.
     batch = next(train.read_batches(run, build.load_images(run.config, run.data.records), 0, 1))
-    jax.eval_shape(step_fn, run.init().replace(step=0), batch)
+    jax.eval_shape(step_fn, run.init().replace(step=0), batch, run.key)
     assert len(traced) == 2
 
 
@@ -163,5 +163,5 @@ def test_seeds_share_one_program(folder, monkeypatch):
         images = build.load_images(run.config, run.data.records)
         step_fn = train.make_step(run)
         batch = next(train.read_batches(run, images, 0, 1))
-        programs.append(step_fn.func.lower(run.init(), batch, **step_fn.keywords).as_text())
+        programs.append(step_fn.lower(run.init(), batch, run.key).as_text())
     assert programs[0] == programs[1]

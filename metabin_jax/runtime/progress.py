@@ -1,0 +1,74 @@
+"""Progress of long work on stderr: a bar on a terminal, whole lines in a file."""
+
+import sys
+from collections.abc import Iterable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from metabin_jax.runtime.devices import is_first
+
+LINE = "{desc}: {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| " + LINE.removeprefix("{desc}: ")
+
+
+class _Lines:
+    """tqdm moves back to the start of a line. In a file each state is a line instead."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class Progress(tqdm):
+    """A tqdm for `total` units, over `iterable` if there is one. Process 0 alone prints.
+
+    delay: seconds; shorter work shows nothing.
+    every: seconds between two states on a terminal; in a file it is 20 times as long.
+    """
+
+    monitor_interval = 0  # no thread beside ours
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        iterable: Iterable | None = None,
+        *,
+        unit: str = "images",
+        initial: int = 0,
+        delay: float = 2.0,
+        every: float = 0.1,
+    ):
+        self._moves = sys.stderr.isatty()
+        super().__init__(
+            iterable,
+            what,
+            total,
+            file=sys.stderr if self._moves else _Lines(sys.stderr),
+            mininterval=every if self._moves else 20 * every,
+            miniters=1,
+            smoothing=0,  # the rate is the mean over all that was done
+            disable=not is_first(),
+            unit=f" {unit}",
+            bar_format=BAR if self._moves else LINE,
+            initial=initial,
+            delay=delay,
+        )
+
+    def start_clock(self, done: int = 0) -> None:
+        """Counts `done` units, and leaves them and the time until now out of the rate."""
+        self.n += done
+        self.initial = self.last_print_n = self.n
+        self.unpause()
+
+    def close(self) -> None:
+        if not self.disable:
+            self.leave = self._moves or self.n > self.last_print_n  # a line that is there is not written again
+        super().close()
