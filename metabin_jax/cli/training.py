@@ -220,7 +220,8 @@ def _print_results(results: dict, workdir: str) -> None:
             f"{domain}: verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold "
             f"{threshold} ({pairs['num_positive']:,} positive, {pairs['num_negative']:,} negative pairs)"
         )
-    files = "evaluation.json and evaluation.md" if results["targets"] else "and evaluation.json"
+    file = results["file"]
+    files = f"{file} and {file.removesuffix('json')}md" if results["targets"] else f"and {file}"
     print(f"step {results['step']}; metrics, checkpoints, {files} are in {workdir}")
 
 
