@@ -19,7 +19,7 @@ ROWS = (
     {"runtime"},
 )
 ROW_OF = {room: number for number, row in enumerate(ROWS) for room in row}
-TOOLS = ROWS[1] | ROWS[2] | ROWS[3]
+TOOLS = {"report", "export", "plan"}
 READS_CONFIGS = {"training", "cli"}
 
 
