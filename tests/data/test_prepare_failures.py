@@ -125,10 +125,10 @@ def test_all_refuses_what_may_be_another_set(raw, data_dir, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--manual_dir={raw}"], "the following arguments are required: name"),
+        (["--manual_dir={raw}"], "the following arguments are required: NAME"),
         (["viper", "grid", "--manual_dir={raw}"], "unrecognized arguments: grid"),
         (["viper"], "the following arguments are required: --manual_dir"),
-        (["viper", "--manual_dir={raw}", "--manual=x"], "unrecognized arguments: --manual=x"),
+        (["viper", "--manual_dir={raw}", "--manual=x"], "there is no option '--manual': did you mean --manual_dir?"),
         (["viper", "--manual_dir={raw}", "--allow_incomplete=x"], "--allow_incomplete: ignored explicit argument"),
         (["vipr", "--manual_dir={raw}"], "there is no data set 'vipr': choose from all, folder, cuhk01, "),
         (["viper", "--manual_dir={raw}/no"], "no does not exist or is not a folder"),
