@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# The versions to install. In a new environment, CONSTRAINTS=/dev/null takes the newest.
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: help demo test lint format clean
 
@@ -31,12 +33,12 @@ clean:
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
-# Stamps: nothing is installed again until pyproject.toml or constraints.txt changes. `| $(PY)` only asks that
-# the environment exists: it is older than its stamps and must not invalidate them.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install --quiet -e . -c constraints.txt
+# Stamps: nothing is installed again until pyproject.toml or the constraints change. `| $(PY)` only requires that the
+# environment exists: it is older than its stamps and must not invalidate them.
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(PY)
+	$(PY) -m pip install --quiet -e . -c $(CONSTRAINTS)
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install --quiet -e '.[test,dev]' -c constraints.txt
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(PY)
+	$(PY) -m pip install --quiet -e '.[test,dev]' -c $(CONSTRAINTS)
 	touch $(VENV)/.installed $@

@@ -1,10 +1,10 @@
-"""A benchmark of the field: its sources, its targets and its splits, on sets made ready by `metabin prepare`.
+"""A benchmark of the field: its sources, its targets and its splits, on sets prepared by `metabin prepare`.
 
     metabin prepare all --manual_dir=DOWNLOADS
-    metabin train --config=configs/benchmark.py:paper --workdir=RUN
+    metabin train --config=benchmark:paper --workdir=RUN
 
-The argument is a protocol, with the preset after a comma where it is not `paper`: `p1,official`. The protocols stand in
-metabin_jax/benchmark/protocols.json; `paper_without_duke` is Table 1 without the withdrawn DukeMTMC-reID.
+The argument is a protocol of metabin_jax/evaluation/protocols.json. A preset other than `paper` follows a comma:
+`p1,official`. `paper_without_duke` is Table 1 without the withdrawn DukeMTMC-reID.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Your own pictures, starting from ImageNet weights: what you want with a GPU, or with an hour of a CPU.
 
-    metabin train --config=configs/finetune.py --workdir=RUN --config.init=WEIGHTS \\
-        --config.data.path=DIR --config.data.eval_domains="('NAME',)"
+    metabin train --config=finetune --workdir=RUN --config.init=WEIGHTS \\
+        --config.data.path=DIR --config.data.eval_domains=NAME
 
 WEIGHTS is a MobileNetV2 x1.0 of torchvision, timm or any other layout that load_torch knows. On a GPU take the paper's
 size back: --config.data.height=256 --config.data.width=128, and more epochs.

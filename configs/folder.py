@@ -1,7 +1,7 @@
 """Your own pictures: a folder with one sub-folder per domain, named as in Market-1501 (0002_c1s1_01.jpg).
 
-    metabin train --config=configs/folder.py --workdir=RUN \\
-        --config.data.path=DIR --config.data.eval_domains="('NAME',)"
+    metabin train --config=folder --workdir=RUN \\
+        --config.data.path=DIR --config.data.eval_domains=NAME
 
 A small net from scratch on small images, so that it runs on a CPU. On a GPU, take the paper's size back:
 --config.model.name=mobilenetv2_1.4 --config.data.height=256 --config.data.width=128.

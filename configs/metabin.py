@@ -1,9 +1,9 @@
 """The paper's benchmark setting.
 
-    --config=configs/metabin.py            what the paper's text says
-    --config=configs/metabin.py:official   what the authors' released code does
+    --config=metabin            what the paper's text says
+    --config=metabin:official   what the authors' released code does
 
-Every field, with its source, stands in metabin_jax/config.py.
+Every field is in metabin_jax/training/config.py, with its source.
 """
 
 from metabin_jax.training.config import metabin as get_config

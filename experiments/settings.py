@@ -22,7 +22,12 @@ from metabin_jax.training.config import override
 
 CONFIGS = {"synthetic": demo, "folder": folder, "finetune": finetune, "paper": benchmark}
 NAMES = tuple(CONFIGS)
-SUPERVISED = {"meta.cross_entropy": True, "data.domain_by": "camera", "data.train_splits": ("train",)}
+SUPERVISED = {
+    "meta.train_losses": ("scatter", "shuffle", "triplet", "cross_entropy"),
+    "meta.test_losses": ("triplet", "cross_entropy"),
+    "data.domain_by": "camera",
+    "data.train_splits": ("train",),
+}
 SMOKE = {
     "model.name": "stem", "data.height": 32, "data.width": 32, "data.pad": 2, "init": "",
     "batch.ids_per_domain": 2, "batch.images_per_id": 2, "batch.ids_per_batch": 4,

@@ -1,7 +1,7 @@
 """The four losses of the paper: Eq. 2, 3, 6 and 7.
 
-feature_ND is the pooled backbone output BEFORE BNNeck, not normalised. pid_N and domain_N are integers [N]. Everything
-is computed in float32, or in float64 when the features are; distances are Euclidean, not squared.
+feature_ND [N, D] is the pooled backbone output BEFORE BNNeck, without normalisation. pid_N and domain_N are integers
+[N]. Losses are computed in float32, or in float64 if the features are float64. Distances are Euclidean, not squared.
 """
 
 import chex
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Below this squared distance the gradient of the distance is 0 instead of NaN, to every order.
+# Below this squared distance, every derivative of the distance is 0 instead of NaN.
 _TINY = 1e-12
 
 
@@ -19,9 +19,9 @@ def _full_precision(x: Array) -> Array:
 
 
 def pairwise_distance(feature_ND: Array) -> Array:
-    """Euclidean distance dist_NN [N, N]; products at the highest precision (no TF32)."""
+    """Euclidean distances dist_NN [N, N], with products at the highest precision (no TF32)."""
     feature_ND = _full_precision(feature_ND)
-    # Distances do not see the batch mean; without it |a|^2 + |b|^2 - 2ab cancels less.
+    # Distances do not depend on the batch mean. Without it, |a|^2 + |b|^2 - 2ab loses fewer digits to cancellation.
     feature_ND = feature_ND - feature_ND.mean(0, keepdims=True)
     square_N = jnp.square(feature_ND).sum(1)
     dot_NN = jnp.matmul(feature_ND, feature_ND.T, precision="highest")
@@ -30,12 +30,12 @@ def pairwise_distance(feature_ND: Array) -> Array:
 
 
 def _farthest(dist_NN: Array, allowed_NN: Array) -> Array:
-    """Largest allowed distance per anchor [N]; -inf where nothing is allowed."""
+    """Largest allowed distance of each anchor [N]; -inf if none is allowed."""
     return jnp.where(allowed_NN, dist_NN, -jnp.inf).max(1)
 
 
 def _nearest(dist_NN: Array, allowed_NN: Array) -> Array:
-    """Smallest allowed distance per anchor [N]; +inf where nothing is allowed."""
+    """Smallest allowed distance of each anchor [N]; +inf if none is allowed."""
     return jnp.where(allowed_NN, dist_NN, jnp.inf).min(1)
 
 
@@ -46,8 +46,8 @@ def _equal(label_N: Array) -> Array:
 def cross_entropy(logits_NM: Array, pid_N: Array, smoothing: float = 0.1) -> Array:
     """Eq. 2 with label smoothing ([42]): target (1 - eps) + eps / M on the identity, eps / M on the others; scalar.
 
-    logits_NM: [N, M] over all M identities of all sources; pid_N in 0..M-1. The released code spreads eps / (M - 1)
-    over the others only, which is this loss at smoothing eps * M / (M - 1).
+    logits_NM: [N, M] over all M identities of all sources. pid_N: in 0..M-1. The released code gives each other
+    identity eps / (M - 1) instead, which equals this loss with smoothing eps * M / (M - 1).
     """
     chex.assert_rank([logits_NM, pid_N], [2, 1])
     log_prob_NM = jax.nn.log_softmax(_full_precision(logits_NM))
@@ -58,7 +58,7 @@ def cross_entropy(logits_NM: Array, pid_N: Array, smoothing: float = 0.1) -> Arr
 def triplet(feature_ND: Array, pid_N: Array, margin: float = 0.3) -> Array:
     """Eq. 3: batch-hard hinge [d(a, farthest same id) - d(a, nearest other id) + margin]+, mean over anchors; scalar.
 
-    The anchor counts as a sample of its own identity. An anchor without another identity in the batch adds 0.
+    The anchor counts as a sample of its own identity. If the batch holds one identity only, its anchors add 0.
     """
     chex.assert_rank([feature_ND, pid_N], [2, 1])
     dist_NN = pairwise_distance(feature_ND)
@@ -67,23 +67,23 @@ def triplet(feature_ND: Array, pid_N: Array, margin: float = 0.3) -> Array:
 
 
 def unit(feature_ND: Array) -> Array:
-    """Each divided by its length [N, D]; one of length 0 stays, and its gradient is finite."""
+    """Each feature divided by its length [N, D]. A feature of length 0 stays 0, with a finite gradient."""
     square_N1 = jnp.square(feature_ND).sum(1, keepdims=True)
     return feature_ND / jnp.sqrt(jnp.maximum(square_N1, _TINY))
 
 
 def scatter(feature_ND: Array, domain_N: Array, normalize_first: bool = False) -> Array:
-    """Eq. 6: mean over samples of the cosine of each feature to the centroid of its own domain in the batch; scalar.
+    """Eq. 6: mean cosine between each feature and the centroid of its domain in the batch; scalar.
 
-    With normalize_first the centroid is that of L2-normalised features and the mean is one over domains of domain
-    means, as in the released code; the two means agree when domains are equally represented.
+    The mean is over samples. normalize_first follows the released code: it takes centroids of L2-normalised features,
+    and averages the domains' means. The two averages agree when all domains have equally many samples.
     """
     chex.assert_rank([feature_ND, domain_N], [2, 1])
     feature_ND = _full_precision(feature_ND)
     unit_ND = unit(feature_ND)
     same_NN = _equal(domain_N).astype(feature_ND.dtype)
     members_N = same_NN.sum(1)
-    # The sum points where the mean points, and the cosine sees only where it points.
+    # A sum instead of a mean: the cosine depends on the direction only.
     centroid_ND = jnp.matmul(same_NN, unit_ND if normalize_first else feature_ND, precision="highest")
     cosine_N = (unit_ND * unit(centroid_ND)).sum(1)
     if normalize_first:
@@ -94,8 +94,8 @@ def scatter(feature_ND: Array, domain_N: Array, normalize_first: bool = False) -
 def shuffle(feature_ND: Array, pid_N: Array, domain_N: Array) -> Array:
     """Eq. 7: softplus(d(a, n-) - d(a, n+)), mean over anchors; scalar.
 
-    n- is the FARTHEST sample of any other domain, n+ the NEAREST sample of another identity in the same domain. An
-    anchor that lacks either adds 0, so with one domain in the batch the loss is 0 and so is its gradient.
+    n- is the FARTHEST sample of any other domain. n+ is the NEAREST sample of another identity in the same domain. An
+    anchor that lacks either adds 0. With one domain in the batch, the loss and its gradient are therefore 0.
     """
     chex.assert_rank([feature_ND, pid_N, domain_N], [2, 1, 1])
     dist_NN = pairwise_distance(feature_ND)

@@ -8,9 +8,10 @@ import optax
 
 
 def triangular(low: float, high: float, up: int, down: int) -> optax.Schedule:
-    """Cyclic beta, the triangular policy of [39] (Sec. 3.3): low -> high in `up` steps, back in `down`, and again.
+    """Cyclic beta, the triangular policy of [39] (Sec. 3.3).
 
-    Raises ValueError when up or down is below 1.
+    Each cycle rises linearly from low to high in `up` steps and falls back to low in `down` steps. Raises ValueError
+    when up or down is below 1.
     """
     if up < 1 or down < 1:
         raise ValueError(f"a triangular cycle needs up and down of at least 1 step, got {up} and {down}")
@@ -23,9 +24,9 @@ def triangular(low: float, high: float, up: int, down: int) -> optax.Schedule:
 def warmup_step(
     base: float, warmup: int, boundaries: Sequence[int], factor: float = 0.1, start: float = 0.01
 ) -> optax.Schedule:
-    """Alpha (Sec. 4.1): rises linearly from start * base to base over `warmup` steps; times `factor` at each boundary.
+    """Alpha (Sec. 4.1): rises linearly from start * base to base in `warmup` steps, times `factor` at each boundary.
 
-    warmup and boundaries in steps; a boundary takes effect at that very step; warmup 0 starts at base.
+    warmup and boundaries are in steps, and a boundary takes effect at that step. With warmup 0, alpha starts at base.
     """
     decay = optax.piecewise_constant_schedule(base, dict.fromkeys(boundaries, factor))
     if warmup == 0:
@@ -35,5 +36,5 @@ def warmup_step(
 
 
 def _widest(step: jax.typing.ArrayLike) -> jax.Array:
-    """The step as a float of JAX's full width: optax computes in float32 from an integer, even in float64 mode."""
+    """The step as a float of JAX's full width. From an integer, optax computes in float32 even in float64 mode."""
     return jnp.asarray(step, float)

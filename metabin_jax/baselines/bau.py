@@ -1,13 +1,15 @@
 """BAU: Cho et al., "Generalizable Person Re-identification via Balancing Alignment and Uniformity", NeurIPS 2024.
 
-The base loss is joined by three terms on the images' embeddings, scaled to length 1, and on those of a second, strongly
-changed view of every image. Alignment draws images to the strong views of their identity, where these can be relied on;
-uniformity drives embeddings apart; domain uniformity drives them from prototypes of their domain's other identities.
-Weights and constants are the authors'.
+Every image gets a second, strongly changed view. The base loss gets three more terms on the embeddings of both views,
+scaled to length 1:
 
-What they have and this has not: RandAugment and hue in the strong view (`augment.disturb`), a bank of prototypes that
-starts with the embeddings of all images (ours fills as identities are seen), IN between stages, GeM pooling, Adam. They
-use no meta-learning: `BAU` is by itself, `BalancedMetaBIN` within MetaBIN.
+- alignment pulls images to the reliable strong views of their identity;
+- uniformity pushes embeddings apart;
+- domain uniformity pushes them away from the prototypes of other identities of their domain.
+
+Weights and constants are the authors'. Theirs also has RandAugment and hue in the strong view (here `augment.disturb`),
+IN between stages, GeM pooling and Adam. Their bank of prototypes starts full; ours fills as identities appear. Neither
+theirs nor `BAU` uses meta-learning. `BalancedMetaBIN` adds BAU's terms to MetaBIN.
 
 Shapes: N images, D values of an embedding, M identities of all sources.
 """
@@ -20,26 +22,26 @@ from metabin_jax.data.augment import disturb
 from metabin_jax.learner import Array, Batch, Learner, Metrics, Outputs, TrainState, Tree, evaluate, total
 from metabin_jax.losses import unit
 
-ALIGNMENT = 1.5  # its weight; the others weigh 1
+ALIGNMENT = 1.5  # weight of alignment; the other terms have weight 1
 NEIGHBOURS = 10  # k of the neighbours that must agree
 SHARPNESS = 2  # t of exp(-t d^2)
-MOMENTUM = 0.1  # what a prototype keeps of itself
+MOMENTUM = 0.1  # share of its old value that a prototype keeps
 _TINY = 1e-12
 
 
-# prototype [M, D] of length 1; domain int32 [M], -1 for an identity that was not seen yet.
+# prototype [M, D] of length 1; domain int32 [M], -1 until the identity appears.
 Bank = dict[str, Array]
 
 
 def _square_distance(a_ND: Array, b_MD: Array) -> Array:
-    """Of vectors of length 1, [N, M]."""
+    """Squared distances [N, M] between vectors of length 1."""
     return 2 - 2 * jnp.matmul(a_ND, b_MD.T, precision="highest")
 
 
 def reliability(original_ND: Array, strong_ND: Array) -> Array:
-    """How far a strong view and an original have the same neighbours, [N, N] in [0, 1], strong views along the rows.
+    """How similar the neighbours of a strong view and an original are: [N, N] in [0, 1], one row per strong view.
 
-    It is the Jaccard index of their k-reciprocal nearest neighbours among both views, themselves included.
+    It is the Jaccard index of their k-reciprocal nearest neighbours among all views, themselves included.
     """
     both = jnp.concatenate([original_ND, strong_ND])
     count = len(both)
@@ -66,7 +68,7 @@ def uniformity(unit_ND: Array) -> Array:
 
 
 def domain_uniformity(unit_ND: Array, pid_N: Array, domain_N: Array, bank: Bank) -> Array:
-    """The same between each image and the N nearest prototypes of its domain's other identities; 0 without any."""
+    """`uniformity` of images with the N nearest prototypes of other identities of their domain; 0 if there are none."""
     distance_NM = _square_distance(unit_ND, bank["prototype"])
     others_NM = bank["domain"][None, :] == domain_N[:, None]
     others_NM &= jnp.arange(len(bank["domain"]))[None, :] != pid_N[:, None]
@@ -78,7 +80,7 @@ def domain_uniformity(unit_ND: Array, pid_N: Array, domain_N: Array, bank: Bank)
 
 
 def add(bank: Bank, unit_ND: Array, pid_N: Array, domain_N: Array) -> Bank:
-    """The bank after every image in turn moved its identity's prototype most of the way to itself."""
+    """The bank after each image in turn has moved the prototype of its identity most of the way to itself."""
 
     def move(prototype_MD, image):
         unit_D, pid = image

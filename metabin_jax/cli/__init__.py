@@ -1,6 +1,6 @@
-"""The command line: one tree of parsers, from which the help is generated, and what each command prints.
+"""The command line: one tree of parsers, which generates the help, and what each command prints.
 
-Commands parse, call one function of another room and print. Nothing imports this room.
+A command parses, calls one function of another room and prints. No other room imports this one.
 """
 
 from metabin_jax.cli.tree import main

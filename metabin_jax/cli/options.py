@@ -1,28 +1,63 @@
-"""Options of the command line, and the configs that they name and change."""
+"""How a command is declared and parsed, and the options that several commands share, each described once."""
 
 import argparse
-import re
-import runpy
-import traceback
+import difflib
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from ml_collections import ConfigDict
+from typing import Any, NamedTuple, NoReturn
 
 from metabin_jax.runtime.errors import UserError
 
-# What an evaluation may set; all else was fixed by the training.
-EVALUATION_FIELDS = ("data.", "eval.", "selection")
+
+class Once(argparse.Action):
+    """Stores a value. Refuses a second one, which would silently replace the first."""
+
+    given = False
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if self.given:
+            raise argparse.ArgumentError(self, "is given twice")
+        self.given = True
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
-    """One that raises ValueError instead of ending the process."""
+    """Refuses repeated and unknown options in one sentence. Takes any --config.FIELD if FIELDS is an option."""
 
-    def __init__(self) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
+    def __init__(self, **settings: Any):
+        self.known: list[str] = []
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.register("action", None, Once)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        self.known += names
+        return super().add_argument(*names, **settings)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Leaves nothing unknown. Reports an unknown option before a missing one, of which it may be a misspelling."""
+        args = sys.argv[1:] if args is None else args
+        options = [name for name in self.known if name.startswith("--")]
+        for name in dict.fromkeys(argument.partition("=")[0] for argument in args):
+            if not name.startswith("--") or name in ("--", *options):
+                continue
+            if not name.startswith("--config.") or FIELDS[0][0] not in options:
+                self.error(unknown("option", name, options))
+            self.add_argument(name)
+        namespace, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return namespace, left
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows the options")
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"there is no {kind} {name!r}: " + (
+        f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+    )
 
 
 def not_empty(text: str) -> str:
@@ -32,61 +67,61 @@ def not_empty(text: str) -> str:
     return text
 
 
-def parse(arguments: list[str], *required: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Splits the arguments into the required options and the fields of the config, each as texts.
-
-    Raises ValueError for what is neither, and for an option that is missing.
-    """
-    parser = Parser()
-    for option in required:
-        parser.add_argument(option, required=True, type=not_empty)
-    options, left = parser.parse_known_args(arguments)
-    fields = {}
-    for argument in left:
-        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
-        if not match:
-            names = ", ".join(f"{option}=..." for option in (*required, "--config.FIELD"))
-            raise UserError(f"{argument!r} is not an option: they are {names}")
-        fields[match[1]] = match[2]
-    return vars(options), fields
+Option = tuple[tuple[str, ...], dict[str, Any]]  # what add_argument takes
 
 
-def load_config(file_and_preset: str) -> ConfigDict:
-    """What get_config() of a Python file returns; FILE:PRESET gives it an argument.
+class Command(NamedTuple):
+    """What runs, returns the exit status (None: 0) and has the help as its docstring; and its options."""
 
-    Raises FileNotFoundError, or ValueError for whatever goes wrong inside of the file, with its line.
-    """
-    file, _, preset = file_and_preset.partition(":")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"the config file {file} does not exist")
-    try:
-        config = runpy.run_path(file)["get_config"](*[preset] if preset else [])
-    except Exception as error:
-        lines = [
-            f"line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-        ]
-        where = ", ".join([file, *lines[-1:]])
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{file}: get_config() must return a ConfigDict, as metabin_jax.config.metabin() does")
-    return config
+    run: Callable[[argparse.Namespace], int | None]
+    options: tuple[Option, ...]
 
 
-def override_all(config: ConfigDict, fields: dict[str, str]) -> None:
-    """`config.override` of every field. Raises ValueError."""
-    from metabin_jax.training.config import override
-
-    for field, text in fields.items():
-        override(config, field, text)
+def command(*options: Option) -> Callable[[Callable], Command]:
+    return lambda run: Command(run, options)
 
 
-def trained_config(workdir: str, fields: dict[str, str]) -> ConfigDict:
-    """The config of a trained workdir with other `fields`, which must be those of an evaluation."""
-    from metabin_jax.training.workdir import read_config
+def option(*names: str, **settings: Any) -> Option:
+    return names, settings if "action" in settings else {"type": not_empty} | settings
 
-    config = read_config(workdir)
-    override_all(config, fields)
-    for field in fields:
-        if not field.startswith(EVALUATION_FIELDS):
-            raise UserError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
-    return config
+
+def output(help: str, **settings: Any) -> tuple[Option, Option]:
+    overwrite = option("--overwrite", action="store_true", help="replace the output if it exists")
+    return option("--output", metavar="FILE", help=help, **settings), overwrite
+
+
+CONFIG = option(
+    "--config", required=True, metavar="NAME|FILE[:PRESET]",
+    help="metabin, benchmark, demo, folder or finetune, which come with metabin, or a Python file",
+)  # fmt: skip
+FIELDS = option(
+    "--config.FIELD", metavar="VALUE",
+    help="set a field of the config; a tuple is written a,b, as in --config.data.eval_domains=north,south",
+)  # fmt: skip
+DISTRIBUTED = option("--distributed", action="store_true", help="be one of several processes, see docs/devices.md")
+MODEL = option("--model", required=True, metavar="RUN", help="a workdir of metabin train, for its selected checkpoint")
+MODEL_OF_IMAGES = option(
+    "--model", metavar="RUN", help="as in metabin embed; needed for images, and checked against files of metabin embed"
+)
+IMAGES = (
+    "a folder of images (any layout and depth), a CSV list of them, or one image. A name as in Market-1501, "
+    "<identity>_c<camera>..., gives pid, camid and, by its folder, domain. The CSV has the column path, and may have "
+    "pid, camid and domain"
+)
+FEATURES = f"a file of metabin embed, or {IMAGES}"
+
+
+def check_output(options: argparse.Namespace, default: str | Path = "") -> Path:
+    """The file to write. Raises UserError or OSError if it exists or cannot be written, before any work."""
+    from metabin_jax.runtime.files import check_writable
+
+    path = check_writable(options.output or default)
+    if path.exists() and not options.overwrite:
+        raise UserError(f"{path} exists: give --overwrite to replace it, or another --output")
+    return path
+
+
+def fields(options: argparse.Namespace) -> dict[str, str]:
+    """The texts of the config's fields that were given, by path ('data.height')."""
+    given = {name.removeprefix("config."): text for name, text in vars(options).items() if name.startswith("config.")}
+    return {field: text for field, text in given.items() if text is not None}

@@ -1,9 +1,9 @@
-"""Augmentation and normalisation on the device, from uint8."""
+"""Augmentation and normalisation of uint8 images, on the device."""
 
 import jax
 import jax.numpy as jnp
 
-# Of ImageNet, per RGB channel, for pixels in [0, 1].
+# ImageNet's moments per RGB channel, for pixels in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -15,11 +15,12 @@ def normalise(image_NHWC: jax.Array) -> jax.Array:
 
 
 def disturb(key: jax.Array, image_NHWC: jax.Array) -> jax.Array:
-    """A strong view of each image, as in BAU (Cho et al., NeurIPS 2024): other light and colours, and a hole.
+    """Strong augmentation as in BAU (Cho et al., NeurIPS 2024): colour jitter and random erasing.
 
-    With probability 0.5 each: brightness, contrast and saturation times factors of 0.5 to 2, in this order; and a hole
-    of 2 to 40 % of the area, 0.3 to 3.3 times as high as wide, cut off at the image's border. Float32 [N, H, W, 3] as
-    `normalise` makes it, and back; the hole has the mean colour.
+    Each is applied with probability 0.5. Jitter multiplies brightness, contrast and saturation, in this order, by
+    factors of 0.5 to 2. Erasing fills a rectangle with the mean colour; it has 2 to 40 % of the area, is 0.3 to 3.3
+    times as high as wide, and is cut off at the border of the image.
+    Takes and returns float32 [N, H, W, 3] as `normalise` returns it.
     """
     n, height, width, _ = image_NHWC.shape
     chance_key, factor_key, hole_key = jax.random.split(key, 3)
@@ -41,7 +42,7 @@ def disturb(key: jax.Array, image_NHWC: jax.Array) -> jax.Array:
 
 
 def jitter(image_NHWC: jax.Array, brightness: jax.Array, contrast: jax.Array, saturation: jax.Array) -> jax.Array:
-    """Images in [0, 1] with each factor [N, 1, 1, 1] applied in turn, as torchvision's ColorJitter does it."""
+    """Applies each factor [N, 1, 1, 1] in turn to images in [0, 1], as torchvision's ColorJitter does."""
 
     def grey(image_NHWC):  # ITU-R 601
         return (image_NHWC * jnp.array([0.299, 0.587, 0.114]).reshape(1, 1, 1, 3)).sum(3, keepdims=True)
@@ -54,9 +55,9 @@ def jitter(image_NHWC: jax.Array, brightness: jax.Array, contrast: jax.Array, sa
 
 
 def augment(key: jax.Array, image_NHWC: jax.Array, pad: int) -> jax.Array:
-    """Flips, shifts and normalises each image on its own (Sec. 4.1; the released configs do nothing else).
+    """Flips, shifts and normalises each image independently (Sec. 4.1, and all that the released configs do).
 
-    With probability 0.5 an image is mirrored left to right; then it is padded by `pad` black pixels on every
+    With probability 0.5 an image is mirrored left to right. Then it is padded by `pad` black pixels on every
     side and cropped to its size at a uniformly random place.
 
     Args:

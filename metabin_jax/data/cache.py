@@ -3,7 +3,6 @@
 import hashlib
 import operator
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,10 @@ from PIL import Image, ImageOps
 
 from metabin_jax.data.records import Record
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.progress import Progress
+from metabin_jax.runtime.text import few
 
 FORMAT = "metabin_jax images 1: RGB, upright by EXIF, bicubic"  # part of the key: change it with the decoding
-PROGRESS_EVERY = 1000  # images
-MAX_NAMED = 5  # broken files that an error names
 
 
 def _file_stamp(record: Record) -> str:
@@ -40,15 +39,15 @@ def load_images(
 ) -> np.memmap:
     """Decodes the records' images, or finds them decoded in cache_dir.
 
-    Any mode PIL reads (greyscale, RGBA, palette, ...) is converted to RGB, then resized (bicubic) to `size`.
-    The cache file is keyed by `size` and by the stamps of the images in record order, and takes its name only when
-    it is complete.
+    Any mode that PIL reads (greyscale, RGBA, palette, ...) is converted to RGB and resized (bicubic) to `size`.
+    The name of the cache file depends on `size` and on the stamps of the images in the order of the records. The file
+    gets this name when it is complete.
 
     Args:
       records: n of them.
       size: (height, width) in pixels.
-      cache_dir: created if need be; n * height * width * 3 bytes are written to it.
-      stamp: changes when the image of a record does.
+      cache_dir: created if it does not exist; n * height * width * 3 bytes are written to it.
+      stamp: a text that changes when the image of a record changes.
       image_file: what PIL opens for a record; called by several threads.
 
     Returns:
@@ -56,13 +55,16 @@ def load_images(
 
     Raises:
       FileNotFoundError: an image does not exist.
-      ValueError: records is empty, or images cannot be decoded (names the first five).
+      UserError: records is empty, or images cannot be decoded (names the first five).
     """
     if not records:
-        raise UserError("There is no record to load images of.")
+        raise ValueError("There is no record to load images of.")
     height, width = size
+    key = hashlib.sha256(f"{FORMAT}, {height}x{width}".encode())
+    for record in records:
+        key.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
     cache_dir = Path(cache_dir)
-    final = cache_dir / f"images-{height}x{width}-{_key(records, size, stamp)}.npy"
+    final = cache_dir / f"images-{height}x{width}-{key.hexdigest()}.npy"
     if not final.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
@@ -77,29 +79,21 @@ def load_images(
     return np.load(final, mmap_mode="r")
 
 
-def progress(what: str, done: int, total: int) -> None:
-    """Keeps a line on stderr up to date while many images are worked on; silent where there are few."""
-    if total > PROGRESS_EVERY and (done % PROGRESS_EVERY == 0 or done == total):
-        print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
 def upright(file: str | IO[bytes]) -> Image.Image:
-    """An image in RGB, turned as its EXIF says. Raises what PIL does for a broken one."""
+    """An image in RGB, turned as its EXIF says. Raises what PIL raises for a broken one."""
     with Image.open(file) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
+def decode_image(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
+    """One image as `load_images` decodes it: uint8 [height, width, 3]. Raises what PIL raises for a broken one."""
+    height, width = size
+    return np.asarray(upright(file).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def broken_error(paths: Sequence[str], number: int) -> UserError:
-    """One sentence for the broken ones among `number` images: the first five, and how many there are."""
-    named = ", ".join(paths[:MAX_NAMED]) + (", ..." if len(paths) > MAX_NAMED else "")
-    return UserError(f"{len(paths)} of {number} images are broken; repair or remove: {named}.")
-
-
-def _key(records: Sequence[Record], size: tuple[int, int], stamp: Callable[[Record], str]) -> str:
-    digest = hashlib.sha256(f"{FORMAT}, {size[0]}x{size[1]}".encode())
-    for record in records:
-        digest.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    """One sentence that names the broken ones among `number` images."""
+    return UserError(f"{len(paths)} of {number} images are broken; repair or remove: {few(paths)}.")
 
 
 def _decode_all(
@@ -108,29 +102,23 @@ def _decode_all(
     image_file: Callable[[Record], str | IO[bytes]],
     file: IO[bytes],
 ) -> None:
-    """Writes a .npy file image by image: a full disk is an OSError here, where a memory map would crash."""
+    """Writes a .npy file image by image: a full disk then raises OSError. A memory map would crash the process."""
 
-    def decode(record: Record) -> np.ndarray | Exception:
+    def decode(record: Record) -> np.ndarray | None:
         try:
             return decode_image(image_file(record), size)
-        except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
-            return error
+        except Exception:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
+            return None
 
     broken = []
     shape = (len(records), *size, 3)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes and resizes outside the GIL
-        for done, (record, image) in enumerate(zip(records, pool.map(decode, records), strict=True), start=1):
-            if isinstance(image, Exception):
+        decoded = zip(records, pool.map(decode, records), strict=True)
+        for record, image in Progress("decoding images", len(records), decoded):
+            if image is None:
                 broken.append(record.path)
             else:
                 file.write(image.tobytes())
-            progress("decoding images", done, len(records))
     if broken:
         raise broken_error(broken, len(records))
-
-
-def decode_image(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
-    """One image as `load_images` decodes it: uint8 [height, width, 3]. Raises whatever PIL does for a broken one."""
-    height, width = size
-    return np.asarray(upright(file).resize((width, height), Image.Resampling.BICUBIC))

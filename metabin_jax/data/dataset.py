@@ -1,7 +1,7 @@
 """From a source of images to what a run trains on."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,22 +9,63 @@ import numpy as np
 from metabin_jax.data import cache, synthetic
 from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
-from metabin_jax.data.sets import prepared
 from metabin_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A kind of data set.
+
+    read: (path, domains) -> the records; `domains` are those asked for (all if empty), and it may return more.
+    images: (records, size, cache_dir) -> uint8 [n, H, W, 3]; by default the records' paths are decoded by the cache.
+    """
+
+    read: Callable[[str, Sequence[str]], list[Record]]
+    images: Callable[[Sequence[Record], tuple[int, int], str], np.ndarray] = cache.load_images
+
+
+def _read_synthetic(path: str, domains: Sequence[str]) -> list[Record]:
+    return synthetic.list_records()
+
+
+def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
+    return synthetic.generate(seed=0, domains=list(dict.fromkeys(record.domain for record in records)), size=size)[0]
+
+
+# `sets` is imported only when prepared sets are read: nothing else here needs it.
+def _read_prepared(path: str, domains: Sequence[str]) -> list[Record]:
+    from metabin_jax.data.sets import prepared
+
+    return prepared.read(path, domains)
+
+
+def _load_prepared(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
+    from metabin_jax.data.sets import prepared
+
+    return prepared.load_images(records, size, cache_dir)
+
+
+# config.data.source -> how it is read. Add an entry to train and evaluate on a kind of data set of your own.
+SOURCES = {
+    "synthetic": Source(_read_synthetic, _draw_synthetic),
+    "folder": Source(read_folder),
+    "csv": Source(lambda path, domains: read_csv(path)),
+    "prepared": Source(_read_prepared, _load_prepared),
+}
 
 
 def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
     """The records of `domains`, in this order, or of all domains; opens no image.
 
-    source: synthetic, folder, csv or prepared; path: of the folder, the CSV manifest or the data_dir that
-    `metabin prepare` wrote to. Raises ValueError for a domain that is not there, ValueError or FileNotFoundError as the
-    readers do.
+    Args:
+      source: one of SOURCES.
+      path: the folder of domains, the CSV manifest, or the data_dir that `metabin prepare` wrote to.
+
+    Raises:
+      UserError: a domain is not in the data, or the files are wrong (as the reader says).
+      FileNotFoundError: as the reader says.
     """
-    if source == "folder":
-        return read_folder(path, domains)
-    if source == "prepared":
-        return prepared.read(path, domains)
-    records = synthetic.list_records() if source == "synthetic" else read_csv(path)
+    records = SOURCES[source].read(path, domains)
     names = list(dict.fromkeys(record.domain for record in records))
     for domain in domains:
         if domain not in names:
@@ -35,24 +76,19 @@ def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
 def load_images(source: str, records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
     """The images of `records` as `read` returns them, uint8 [n, H, W, 3] at size (height, width).
 
-    Raises ValueError or FileNotFoundError as the cache does.
+    Raises UserError or FileNotFoundError as `cache.load_images` does.
     """
-    if source == "synthetic":
-        domains = list(dict.fromkeys(record.domain for record in records))
-        return synthetic.generate(seed=0, domains=domains, size=size)[0]
-    if source == "prepared":
-        images = prepared.Images(records)
-        return cache.load_images(records, size, cache_dir, images.stamp, images.open)
-    return cache.load_images(records, size, cache_dir)
+    return SOURCES[source].images(records, size, cache_dir)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
     """What n records are to a run.
 
-    domains: the K names of what Algorithm 1 calls domains: the sources, or their cameras. pid: int64 [n], 0..M-1 over
-    all sources, -1 for an image that does not train. domain: int64 [n], index into `domains`. held_out: rows of the
-    identities kept aside, per source (empty where none are).
+    domains: the K names of what Algorithm 1 calls domains: the sources, or their cameras.
+    pid: int64 [n], 0..M-1 over all sources; -1 marks an image that does not train.
+    domain: int64 [n], index into `domains`.
+    held_out: rows of the identities held out, by source; empty if none are.
     """
 
     records: list[Record]
@@ -75,11 +111,10 @@ def training_set(
     splits: Collection[str] = ("train", "all"),
     domain_by: Literal["source", "camera"] = "source",
 ) -> TrainingSet:
-    """Numbers domains and identities; records of the `splits` train, but for val_fraction of the identities.
+    """Numbers domains and identities, and holds out val_fraction of the identities.
 
-    Records of another split are dropped, and distractors (pid 0 in the gallery), who are no person. domain_by: whether
-    a domain is one of the `sources` or one of their cameras.
-    Raises ValueError for a source without anything to train on, or with too little to hold out.
+    Records of other splits and distractors are dropped. domain_by: a domain is one of the `sources`, or one of their
+    cameras. Raises UserError if a source has nothing to train on, or too little to hold out.
     """
     records = [record for record in records if record.split in splits and not is_distractor(record)]
     present = {record.domain for record in records}

@@ -1,21 +1,17 @@
-"""Any images at all, with labels where file names or a list give them: what is embedded."""
+"""Images to embed: any layout, with labels if file names or a list give them."""
 
-import csv
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, images
+from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, csv_rows, images
 from metabin_jax.runtime.errors import UserError
-
-LABELS = ("pid", "camid", "domain")
-COLUMNS = ("path", *LABELS, "split")
 
 
 class Listed(NamedTuple):
-    """One image by its absolute path. `pid` and `domain` are "" and `camid` is -1 where they are not known."""
+    """One image by its absolute path. If they are not known, `pid` and `domain` are "" and `camid` is -1."""
 
     path: str
     pid: str = ""
@@ -26,17 +22,17 @@ class Listed(NamedTuple):
 def list_images(path: str | Path) -> list[Listed]:
     """Every image below a folder, in a CSV list, or the one image that `path` is; opens none of them.
 
-    A folder is searched at any depth, but for what is hidden, and sorted naturally: frame_9 before frame_10. A name
-    that starts as in Market-1501, <pid>_c<camid>, gives labels: the pid as a number without leading zeros, and as
-    domain the folder it lies in, or the one above query/, bounding_box_train/ or bounding_box_test/. Junk (pid -1) and
-    the distractors of bounding_box_test/ (pid 0) are people not known.
+    A folder is searched at any depth, except for hidden files and folders, and sorted naturally: frame_9 before
+    frame_10. A name that starts as in Market-1501, <pid>_c<camid>, gives labels. The pid is a number without leading
+    zeros. The domain is the folder of the image, or the one above query/, bounding_box_train/ or bounding_box_test/.
+    The pid of junk (-1) and of distractors in bounding_box_test/ (0) counts as not known.
 
     A CSV list, in UTF-8, has the column path and may have pid (any text), camid, domain and split (not used here).
-    Relative paths are relative to its folder; the order is its own. A cell left empty is not known, nor is pid -1.
+    Relative paths are relative to its folder, and its order is kept. An empty cell or a pid of -1 means not known.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: there is no image, a column or cell of the CSV is wrong, or a path is not UTF-8.
+      UserError: there is no image, a column or cell of the CSV is wrong, or a path is not UTF-8.
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
     if path.is_dir():
@@ -46,7 +42,16 @@ def list_images(path: str | Path) -> list[Listed]:
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a folder of images, a CSV list or an image.")
     elif path.suffix.lower() == ".csv":
-        found = _read_list(path)
+        rows = (row for _, row in csv_rows(path, ("path",), ("pid", "camid", "domain", "split")))
+        found = [
+            Listed(
+                os.path.abspath(path.parent / row["path"]),
+                "" if row.get("pid") == JUNK_PID else row.get("pid", ""),
+                int(row.get("camid") or -1),
+                row.get("domain", ""),
+            )
+            for row in rows
+        ]
         if not found:
             raise UserError(f"{path} lists no image: add rows below the header.")
     else:
@@ -84,31 +89,3 @@ def _labelled(path: Path) -> Listed:
     is_known = pid > 0 or (pid == 0 and split != "gallery")
     domain = (path.parent.parent if split else path.parent).name
     return Listed(str(path), str(pid) if is_known else "", int(match[2]), domain)
-
-
-def _read_list(path: Path) -> list[Listed]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or [])
-            if "path" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
-                raise UserError(
-                    f"{path}: the header must have path, and may have {', '.join(COLUMNS[1:])}; it is"
-                    f" {','.join(header)!r}."
-                )
-            return [_check_row(row, path, reader.line_num) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
-
-
-def _check_row(row: dict, path: Path, line: int) -> Listed:
-    if None in row or None in row.values():
-        raise UserError(f"{path}, line {line}: the number of cells differs from the header's.")
-    row = dict.fromkeys(LABELS, "") | {column: cell.strip() for column, cell in row.items()}
-    if not row["path"]:
-        raise UserError(f"{path}, line {line}, column path: the cell is empty.")
-    if row["camid"] and not row["camid"].isdecimal():
-        raise UserError(f"{path}, line {line}, column camid: {row['camid']!r} is not a whole number.")
-    pid = "" if row["pid"] == JUNK_PID else row["pid"]
-    camid = int(row["camid"]) if row["camid"] else -1
-    return Listed(os.path.abspath(path.parent / row["path"]), pid, camid, row["domain"])

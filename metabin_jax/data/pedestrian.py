@@ -1,8 +1,8 @@
 """Draws one clothed pedestrian: who it is (Identity), what it does (Pose), and the picture of both (paint).
 
-Who a person is shows in two ways. Cut, pattern, hair style and kind of bag are shared by FAMILY_SIZE
-look-alikes, a family; what tells those apart is above all the absolute colour and lightness of their clothes.
-Instance normalisation removes each image's channel means and variances and so blurs that difference.
+FAMILY_SIZE people form a family of look-alikes: they share cut, pattern, hair style and kind of bag. Mostly the
+absolute colour and lightness of their clothes tell them apart. Instance normalisation removes the channel means and
+variances of each image, and so blurs that difference.
 """
 
 import colorsys
@@ -26,7 +26,7 @@ PATTERNS = {
 
 
 class Identity(NamedTuple):
-    """What stays the same from picture to picture."""
+    """What is the same in all pictures of a person."""
 
     pattern: str
     bag: str
@@ -47,7 +47,7 @@ class Identity(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """What changes from picture to picture."""
+    """What differs between pictures of a person."""
 
     yaw: float  # radians, 0 = towards the camera
     stride: float
@@ -96,7 +96,7 @@ def draw_identity(family: np.random.Generator, own: np.random.Generator, member:
 
 
 def draw_pose(rng: np.random.Generator, yaw: float) -> Pose:
-    """Draws a pose that faces about `yaw`."""
+    """Draws a pose that faces approximately `yaw`."""
     stride, swing = rng.uniform(-1.0, 1.0, 2)
     lean, shift, drop, scale, turn = rng.normal(0.0, (0.02, 0.03, 0.015, 0.04, 0.35))
     return Pose(yaw + turn, stride, swing, lean, shift, drop, 1.0 + scale)
@@ -106,17 +106,15 @@ def paint(image: Image.Image, person: Identity, pose: Pose, height: float, tilt:
     """Paints a person into an RGB image.
 
     Args:
-      image: what is behind the person; changed in place.
-      person: who.
-      pose: doing what.
-      height: of an average person, as a share of the image's.
+      image: the scene behind the person; changed in place.
+      height: of an average person, as a share of the image's height.
       tilt: how far the camera looks down (0 to 0.5): larger heads, shorter legs.
     """
     _Painter(image, person, pose, height, tilt).paint()
 
 
 class _Painter:
-    """Own coordinates: x from the body's axis, y from 0 (crown) to 1 (soles), in body heights."""
+    """Coordinates in body heights: x from the body's axis, y from 0 (crown) to 1 (soles)."""
 
     def __init__(self, image: Image.Image, person: Identity, pose: Pose, height: float, tilt: float):
         self.draw = ImageDraw.Draw(image, "RGBA")
@@ -129,7 +127,7 @@ class _Painter:
         self.half = person.build * (0.105 * abs(self.front) + 0.07 * abs(self.side))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Pixel of a point, seen by a camera that looks down."""
+        """The pixel of a point, for a camera that looks down."""
         x = x * (1 + self.tilt * (0.5 - y)) + self.pose.lean * (1 - y)
         y = y + 0.5 * self.tilt * y * (1 - y)
         return self.centre + x * self.unit, self.top + y * self.unit

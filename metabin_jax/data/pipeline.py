@@ -1,4 +1,4 @@
-"""Batches for the training loop: indices from the samplers, pixels from the cache, read ahead by grain."""
+"""Batches for the training loop: indices from the samplers and pixels from the cache, prefetched by grain."""
 
 import math
 import mmap
@@ -10,12 +10,12 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-# A step at 256x128 gathers about 16 MB: a few steps ahead hide the disk, more would only cost memory.
+# A step at 256x128 gathers about 16 MB. A few steps ahead hide the disk; more would only take memory.
 READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 
 
 class RawBatch(NamedTuple):
-    """N images as stored: image uint8 [N, H, W, 3], pid int32 [N], domain int32 [N]."""
+    """N images as they are stored: image uint8 [N, H, W, 3], pid int32 [N], domain int32 [N]."""
 
     image: np.ndarray
     pid: np.ndarray
@@ -39,21 +39,20 @@ class StepBatches(NamedTuple):
 
 
 class Buffers:
-    """Memory for arrays of uint8, used again when nobody holds the last array there: fresh pages cost more than to
-    copy into them."""
+    """Memory for arrays of uint8, reused when the last array in it is freed: new pages cost more than a copy."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """As np.empty; may be called by several threads."""
+        """Like np.empty; several threads may call it."""
         free = self._free[math.prod(shape)]
         try:
             memory = free.pop()
         except IndexError:
             memory = mmap.mmap(-1, math.prod(shape))
         array = np.frombuffer(memory, np.uint8)
-        # Every view has `array` as its base, and JAX holds what it was given where it reads without a copy.
+        # Every view has `array` as its base, and JAX keeps a reference to arrays that it reads without a copy.
         weakref.finalize(array, free.append, memory)
         return array.reshape(shape)
 
@@ -67,7 +66,7 @@ def batches(
     start_step: int,
     stop_step: int,
 ) -> Iterator[StepBatches]:
-    """Yields the batches of steps start_step to stop_step - 1; a step's do not depend on start_step.
+    """Yields the batches of steps start_step to stop_step - 1. They do not depend on where a run starts.
 
     Args:
       images: uint8 [n, H, W, 3], such as load_images returns.
@@ -80,7 +79,7 @@ def batches(
 
     def gather(index: np.ndarray) -> RawBatch:
         image = buffers.empty((len(index), *pixels.shape[1:]))
-        np.take(pixels, index, axis=0, out=image, mode="clip")  # the default, "raise", would copy twice
+        np.take(pixels, index, axis=0, out=image, mode="clip")  # the default mode, "raise", copies twice
         return RawBatch(image, pid[index].astype(np.int32), domain[index].astype(np.int32))
 
     def load(step: int) -> StepBatches:

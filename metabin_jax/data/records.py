@@ -1,4 +1,4 @@
-"""Where the images are: lists of Records, read from a folder of domains or from a CSV manifest."""
+"""Records, one per image: where it is and what it shows. Read from a folder of domains or from a CSV manifest."""
 
 import csv
 import re
@@ -13,10 +13,8 @@ SPLITS = ("train", "query", "gallery", "all")
 SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
-NOBODY_PID = "0"  # and, in a gallery, for people who are no query's
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
 MARKET_PATH = re.compile(rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}")  # below the domain
-REQUIRED_COLUMNS = ("path", "pid", "camid", "domain")
 
 
 class Record(NamedTuple):
@@ -30,7 +28,7 @@ class Record(NamedTuple):
 
 
 def is_distractor(record: Record) -> bool:
-    """Whether it only stands in a gallery: pid 0 is nobody there (Market-1501's mark, and GRID's)."""
+    """Whether the image matches no query: in a gallery, pid 0 marks a distractor, as in Market-1501 and GRID."""
     return record.pid == 0 and record.split == "gallery"
 
 
@@ -38,8 +36,8 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     """Reads root/<domain>/, each domain in Market-1501 naming.
 
     A domain holds images itself (split "all"), or in bounding_box_train, query and bounding_box_test (splits
-    "train", "query", "gallery"), or both. A file name starts with <pid>_c<camid>; pid -1 is junk and left
-    out, pid 0 (a distractor in Market-1501) is kept. Hidden files and files that are no images are ignored.
+    "train", "query", "gallery"), or both. A file name starts with <pid>_c<camid>. Junk (pid -1) is left out,
+    pid 0 (see `is_distractor`) is kept. Hidden files and files of other types are ignored.
     Records come domain by domain, then in the order of the folders above, then sorted by file name.
 
     Args:
@@ -48,7 +46,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
 
     Raises:
       FileNotFoundError: root is not a folder, or a chosen domain is not in it.
-      ValueError: root is itself a domain, a domain has no image, or a file name does not match.
+      UserError: root is itself a domain, a domain has no image, or a file name does not match.
     """
     root = Path(root)
     if not root.is_dir():
@@ -65,57 +63,55 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     if missing:
         raise FileNotFoundError(f"Domain {missing[0]!r} is not in {root}, which holds: {', '.join(names)}.")
     if len(set(domains)) < len(domains):
-        raise UserError(f"The list of domains names one twice: {', '.join(domains)}.")
+        raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
     return [record for domain in domains or names for record in read_domain(root / domain, domain)]
 
 
 def read_csv(path: str | Path) -> list[Record]:
     """Reads a UTF-8 CSV manifest with the header path,pid,camid,domain[,split] (columns in any order).
 
-    A relative path is relative to the CSV's folder. pid may be any text: a domain's texts, sorted, become
-    1, 2, ...; as in Market-1501, -1 is junk and left out, and 0 stays 0 (see `is_distractor`). Without the column split
-    all are of split "all".
-    Records come in the order of the rows.
+    A relative path is relative to the CSV's folder. pid may be any text: the texts of a domain, sorted, become
+    1, 2, ...; as in Market-1501, junk (-1) is left out, and 0 stays 0 (see `is_distractor`). Without the column split
+    every image is of split "all". Records come in the order of the rows.
 
     Raises:
       FileNotFoundError: there is no such manifest.
-      ValueError: the header is wrong, no row is left, or a cell is wrong (names the line and the column).
+      UserError: the header is wrong, no row is left, or a cell is wrong (names the line and the column).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"CSV manifest {path} does not exist.")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [_check_row(row, path, line) for line, row in _rows(file, path)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
-    rows = [row for row in rows if row["pid"] != JUNK_PID]
-    if not rows:
+    records, names = [], []
+    for where, row in csv_rows(path, ("path", "pid", "camid", "domain"), ("split",)):
+        split, file = row.get("split", "all"), path.parent / row["path"]
+        if split not in SPLITS:
+            raise UserError(f"{where}, column split: {split!r} is none of {', '.join(SPLITS)}.")
+        if not file.is_file():
+            raise UserError(f"{where}, column path: there is no file {file}.")
+        if row["pid"] != JUNK_PID:
+            names.append((row["domain"], row["pid"] if row["pid"].strip("0") else ""))
+            records.append(Record(str(file), 0, int(row["camid"]), row["domain"], split))
+    if not records:
         raise UserError(f"{path} lists no image: add rows below the header.")
     pids: dict[str, dict[str, int]] = {}
-    for domain, pid in sorted({(row["domain"], row["pid"]) for row in rows}):
-        known = pids.setdefault(domain, {NOBODY_PID: 0})
-        known.setdefault(pid, len(known))
-    return [
-        Record(row["path"], pids[row["domain"]][row["pid"]], int(row["camid"]), row["domain"], row["split"])
-        for row in rows
-    ]
+    for domain, name in sorted(set(names)):
+        known = pids.setdefault(domain, {"": 0})
+        known.setdefault(name, len(known))
+    return [record._replace(pid=pids[domain][name]) for record, (domain, name) in zip(records, names, strict=True)]
 
 
 def images(folder: Path) -> Iterator[Path]:
-    """The image files in `folder`, unsorted, but for the hidden ones."""
+    """The image files in `folder`, unsorted, without hidden ones."""
     for path in folder.iterdir():
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
             yield path
 
 
 def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str) -> list[tuple[Path, re.Match]]:
-    """Every image in the `folders` below root that exist, with the match of its path below root, written with "/".
+    """Every image in those `folders` below root that exist, with the match of its path below root (written with "/").
 
-    Sorted by file name within a folder. form: of a right name, for the error.
-
-    Raises:
-      ValueError: some do not match from their start on (as in `name_error`).
+    Sorted by file name within a folder. form: describes a right name, for the error.
+    Raises UserError if the start of a path does not match.
     """
     here = [root / folder for folder in folders if (root / folder).is_dir()]
     paths = [path for folder in here for path in sorted(images(folder), key=lambda p: p.name)]
@@ -126,7 +122,7 @@ def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str)
 
 
 def name_error(wrong: Sequence[Path], form: str) -> UserError:
-    """One sentence for all wrong file names: the first, and how many there are."""
+    """One sentence about wrong file names: names the first, and says how many there are."""
     how_many = f" ({len(wrong)} such names in all)" if len(wrong) > 1 else ""
     return UserError(
         f"{wrong[0]}: the file name does not start with {form}{how_many}:"
@@ -134,13 +130,8 @@ def name_error(wrong: Sequence[Path], form: str) -> UserError:
     )
 
 
-def listed_error(missing: Sequence[Path]) -> UserError:
-    """One sentence for all images that a list of the set names and that are not there."""
-    return UserError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
-
-
 def read_domain(folder: Path, domain: str) -> list[Record]:
-    """The images of one domain, as `read_folder` reads them. Raises ValueError as it does."""
+    """The records of one domain, as `read_folder` reads them. Raises UserError as `read_folder` does."""
     form = "<pid>_c<camera> as in 0002_c1s1_000451.jpg"
     records = [
         Record(str(path), int(match[2]), int(match[3]), domain, SPLIT_FOLDERS[match[1] or "."])
@@ -155,34 +146,31 @@ def read_domain(folder: Path, domain: str) -> list[Record]:
     return records
 
 
-def _rows(file: Iterator[str], path: Path) -> Iterator[tuple[int, dict]]:
-    """Yields (line number, row) for every row, after a check of the header."""
-    reader = csv.DictReader(file)
-    header = reader.fieldnames or []
-    if sorted(set(header) - {"split"}) != sorted(REQUIRED_COLUMNS) or len(set(header)) < len(header):
-        raise UserError(
-            f"{path}: the header must be path,pid,camid,domain or these and split, not {','.join(header)!r}."
-        )
-    for row in reader:
-        yield reader.line_num, row
+def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields ("PATH, line N", {column: cell}) for every row of a CSV file in UTF-8, spaces around cells removed.
 
-
-def _check_row(row: dict, path: Path, line: int) -> dict[str, str]:
-    def fail(column: str, why: str) -> UserError:
-        return UserError(f"{path}, line {line}, column {column}: {why}.")
-
-    if None in row or None in row.values():
-        raise UserError(f"{path}, line {line}: the number of cells differs from the header's.")
-    row = {"split": "all"} | {column: cell.strip() for column, cell in row.items()}
-    for column in REQUIRED_COLUMNS:
-        if not row[column]:
-            raise fail(column, "the cell is empty")
-    row["pid"] = row["pid"] if row["pid"].strip("0") else NOBODY_PID  # "0000" is that too
-    if not row["camid"].isdecimal():
-        raise fail("camid", f"{row['camid']!r} is not a whole number")
-    if row["split"] not in SPLITS:
-        raise fail("split", f"{row['split']!r} is none of {', '.join(SPLITS)}")
-    row["path"] = str(path.parent / row["path"])
-    if not Path(row["path"]).is_file():
-        raise fail("path", f"there is no file {row['path']}")
-    return row
+    Raises UserError if the header does not have the required columns, has others than these and the optional ones, or
+    if a required cell is empty, or a camid is not a whole number.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            header = list(reader.fieldnames or [])
+            if not set(required) <= set(header) <= {*required, *optional} or len(set(header)) < len(header):
+                raise UserError(
+                    f"{path}: the header must have {', '.join(required)}, and may have {', '.join(optional)};"
+                    f" it is {','.join(header)!r}."
+                )
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"{where}: the number of cells differs from the header's.")
+                row = {column: cell.strip() for column, cell in row.items()}
+                for column in required:
+                    if not row[column]:
+                        raise UserError(f"{where}, column {column}: the cell is empty.")
+                if row.get("camid") and not row["camid"].isdecimal():
+                    raise UserError(f"{where}, column camid: {row['camid']!r} is not a whole number.")
+                yield where, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error

@@ -1,14 +1,14 @@
 """Which images a step sees: pure functions from (seed, step) to indices.
 
-Every draw is a function of the seed and the step (or the epoch) alone, so a run resumes from one integer.
+Every draw depends on the seed and the step (or the epoch) only, so a run resumes from one integer.
 
-The base batch has two forms, one per preset:
-  DomainSampler  `paper`: the same number of identities from every domain, drawn afresh at every step.
+The base batch has one form per preset:
+  DomainSampler  `paper`: the same number of identities from every domain, drawn independently at every step.
   EpochSampler   `official`: identities of any domain, without replacement over an epoch.
-The meta batch has one, MetaSampler: a draw from every domain, split by a random split of the domains.
+MetaSampler draws the meta batches: the same number of identities from every domain, and a random split of the domains.
 
-All take pid, int [n] (identities over all sources; -1 marks an image that no batch may hold, such as one held
-out) and domain, int [n] (0..K-1), and return int64 indices into them, identity after identity.
+All take pid, int [n], numbered over all sources, and domain, int [n], 0..K-1. A pid of -1 marks an image that no batch
+may hold, such as one held out. All return int64 indices into these arrays, identity after identity.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ BASE, META, META_SPLIT, HELD_OUT = range(4)
 
 
 class Identities:
-    """The images of each of M identities, at hand: image[first[m] : first[m] + count[m]].
+    """The images of identity m of M are image[first[m] : first[m] + count[m]].
 
     label: int [n], one value per identity; negative for an image that no batch may hold.
     """
@@ -41,13 +41,11 @@ class Identities:
 class DomainSampler:
     """Batches of ids_per_domain x images_per_id from every domain: the base batch of the `paper` preset.
 
-    The paper (Sec. 4.1) takes 16 images of each of 5 domains. An identity with fewer than images_per_id
-    images repeats them in turn. Who is in two domains (two cameras of a single source) is an identity in each.
+    The paper (Sec. 4.1) takes 16 images of each of 5 domains. An identity with fewer than images_per_id images repeats
+    them in turn. A person in two domains (two cameras of a single source) is an identity in each.
 
-    steps_per_epoch: images, each identity's padded up to a multiple of images_per_id, over the batch size.
-
-    Raises:
-      ValueError: a domain has fewer than ids_per_domain identities.
+    steps_per_epoch: the number of images, padded per identity to a multiple of images_per_id, over the batch size.
+    Raises UserError if a domain has fewer than ids_per_domain identities.
     """
 
     def __init__(
@@ -95,18 +93,17 @@ class DomainSampler:
 
 
 class MetaSampler:
-    """Meta batches of both presets (Algorithm 1): a draw from every domain, the domains split at random.
+    """Meta batches of both presets (Algorithm 1): a draw from every domain, and a random split of the domains.
 
-    Raises:
-      ValueError: num_meta_train is not in 1..K-1.
+    Raises UserError if num_meta_train is not in 1..K-1.
     """
 
     def __init__(self, sampler: DomainSampler, num_meta_train: int):
         num_domains = sampler.num_domains
         if num_domains < 2:
-            raise UserError("There is one source domain, but meta-learning splits the domains: give two or more.")
+            raise ValueError("There is one source domain, but meta-learning splits the domains: give two or more.")
         if not 1 <= num_meta_train < num_domains:
-            raise UserError(
+            raise ValueError(
                 f"num_meta_train is {num_meta_train}, but the {num_domains} domains are split into meta-train"
                 f" and meta-test, at least one each: choose from 1 to {num_domains - 1}."
             )
@@ -127,15 +124,13 @@ class MetaSampler:
 class EpochSampler:
     """Base batches of the `official` preset: ids_per_batch x images_per_id from any domain.
 
-    An epoch starts with a pool: every identity's images, shuffled, padded up to a multiple of images_per_id
+    An epoch starts with a pool: the images of every identity are shuffled, padded to a multiple of images_per_id
     (each image once before any repeats) and cut into groups. A step takes one group of each of ids_per_batch
-    distinct identities, drawn uniformly from those that have groups left. When fewer than ids_per_batch have
-    any, what is left is dropped and the pool filled anew, within the epoch if need be.
+    distinct identities, drawn uniformly from those that have groups left. When fewer than ids_per_batch identities
+    have groups left, these are dropped and the pool is refilled, also within an epoch.
 
-    steps_per_epoch: padded images over the batch size.
-
-    Raises:
-      ValueError: there are fewer than ids_per_batch identities.
+    steps_per_epoch: the number of padded images over the batch size.
+    Raises UserError if there are fewer than ids_per_batch identities.
     """
 
     def __init__(self, pid: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int):
@@ -149,7 +144,7 @@ class EpochSampler:
                 " lower ids_per_batch or add data."
             )
         self.steps_per_epoch = int(self._identities.num_groups(images_per_id).sum()) // ids_per_batch
-        self._plan = lru_cache(maxsize=2)(self._plan_epoch)  # two: prefetching runs ahead into the next epoch
+        self._plan = lru_cache(maxsize=2)(self._plan_epoch)  # two, as prefetching reaches into the next epoch
 
     def base(self, step: int) -> np.ndarray:
         """Returns int64 [ids_per_batch * images_per_id]."""
@@ -199,21 +194,21 @@ def held_out_split(
 ) -> np.ndarray:
     """Holds out whole identities of every domain, to validate on the sources.
 
-    Of each domain's identities a `fraction`, rounded, and at least two are drawn from those with two or more
-    images; those seen by two or more cameras come first, as the others have no match across cameras.
+    In each domain, a `fraction` of the identities (rounded, at least two) is drawn from those with two or more images.
+    Identities with two or more cameras come first, as the others have no match across cameras.
 
     Args:
-      pid, camid, domain: int [n]; pid need be unique within its domain only.
+      pid, camid, domain: int [n]; pid is unique within its domain only.
       fraction: between 0 and 1.
 
     Returns:
       bool [n], True for the images of held-out identities.
 
     Raises:
-      ValueError: fraction is out of range, or a domain has fewer than two identities with two images.
+      UserError: fraction is out of range, or a domain has fewer than two identities with two images.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
+        raise ValueError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
     rng = np.random.default_rng([seed, HELD_OUT])
     held_out = np.zeros(len(pid), bool)
     for d in range(int(domain.max()) + 1):

@@ -1,8 +1,8 @@
-"""The embedded synthetic re-identification set: drawn pedestrians (pedestrian.py) in six camera networks.
+"""The built-in synthetic people: pedestrians (pedestrian.py) in six camera networks, one per domain.
 
-The domains differ in what real camera networks differ in: colour cast, contrast, gamma, blur, resolution,
-noise, scene, viewpoint and scale. So statistics gathered on some of them do not fit another. The last one,
-`underpass`, is the unseen target: beyond all others in cast, gamma, blur, resolution and noise.
+The domains differ as real camera networks do: in colour cast, contrast, gamma, blur, resolution, noise, scene,
+viewpoint and scale. Statistics of some domains therefore do not fit another. The last domain, `underpass`, is the
+unseen target: more extreme than all others in cast, gamma, blur, resolution and noise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from metabin_jax.data import pedestrian
 from metabin_jax.data.records import Record
-from metabin_jax.runtime.errors import UserError
 
 SUPERSAMPLING = 3
-SCENE_WIDTHS = 6  # a camera's scene is this many images wide; each image shows another part of it
+SCENE_WIDTHS = 6  # a camera's scene is this many images wide, and each image shows a random part of it
 MIN_SIZE = (16, 8)
 
 
@@ -24,19 +23,19 @@ MIN_SIZE = (16, 8)
 class Camera:
     """A network of cameras: value = offset + contrast * gain * light ** gamma per channel, all in [0, 1]."""
 
-    yaws: tuple[float, ...]  # one per camera: which way people face, in radians, 0 = towards the camera
+    yaws: tuple[float, ...]  # one per camera: the direction that people face, in radians, 0 = towards the camera
     gain: tuple[float, float, float]
     offset: float
     contrast: float
     gamma: float
     blur: float  # radius in pixels of an image 64 pixels high
-    resolution: float  # share of the pixels per side that the sensor resolves
+    resolution: float  # of the sensor, per side, relative to the image
     noise: float  # standard deviation
     height: float  # of a person / of the image
     tilt: float  # how far the camera looks down, see pedestrian.paint
     wall: tuple[pedestrian.Colour, ...]
     floor: pedestrian.Colour
-    motif: tuple[str, float, float]  # what stands before the wall: shape, largest width and height in image heights
+    motif: tuple[str, float, float]  # things before the wall: shape, largest width and height in image heights
 
 
 DOMAINS = {
@@ -83,7 +82,7 @@ DOMAIN_NAMES = tuple(DOMAINS)
 def list_records(
     domains: Sequence[str] = DOMAIN_NAMES, ids_per_domain: int = 40, images_per_id: int = 8
 ) -> list[Record]:
-    """The records of `generate`, without drawing anything."""
+    """The records that `generate` returns, without drawing the images."""
     return [
         Record(f"synthetic/{name}/{pid:04d}_c{camid}_{index:02d}", pid, camid, name, "all")
         for name in domains
@@ -100,21 +99,21 @@ def generate(
     images_per_id: int = 8,
     size: tuple[int, int] = (64, 32),
 ) -> tuple[np.ndarray, list[Record]]:
-    """Draws the set. An image depends on (seed, domain, pid, its number, size) and on nothing else.
+    """Draws the set. An image depends on (seed, domain, pid, its number, size) only.
 
     Args:
       seed: whole number >= 0.
       domains: which of DOMAIN_NAMES, in this order.
-      ids_per_domain: identities of each domain; no identity is in two domains.
-      images_per_id: images of each identity, spread over the domain's cameras in turn.
+      ids_per_domain: identities of each domain; every identity is in one domain.
+      images_per_id: images of each identity, taken by the domain's cameras in turn.
       size: (height, width) in pixels, at least MIN_SIZE; people look right at 2 : 1.
 
     Returns:
       Images, uint8 [n, height, width, 3] in RGB, and their n Records: pid 0, 1, ...; camid 1, 2, ...; split
-      "all"; a path such as "synthetic/plaza/0007_c1_03" (pid, camid, number), which names no file.
+      "all". A path such as "synthetic/plaza/0007_c1_03" (pid, camid, number) is a name only: there is no such file.
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     _check(seed, domains, ids_per_domain, images_per_id, size)
     drawn = [image for name in domains for image in _domain(seed, name, ids_per_domain, images_per_id, size)]
@@ -124,9 +123,9 @@ def generate(
 def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size: tuple[int, int]) -> None:
     if isinstance(domains, str) or not domains or sorted(set(domains) & set(DOMAINS)) != sorted(domains):
         known = ", ".join(DOMAINS)
-        raise UserError(f"domains must be a list of different names out of {known}, not {domains!r}.")
+        raise ValueError(f"domains must be a list of different names out of {known}, not {domains!r}.")
     if np.shape(size) != (2,):
-        raise UserError(f"size must be (height, width), not {size!r}.")
+        raise ValueError(f"size must be (height, width), not {size!r}.")
     for name, value, least in (
         ("seed", seed, 0),
         ("ids_per_domain", ids, 1),
@@ -135,7 +134,7 @@ def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size
         ("The width in size", size[1], MIN_SIZE[1]),
     ):
         if not isinstance(value, int | np.integer) or value < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -156,7 +155,7 @@ def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[in
 
 
 def _camera(network: Camera, rng: np.random.Generator) -> Camera:
-    """One camera: its network with mild differences of its own."""
+    """One camera: its network with slightly different values."""
     return replace(
         network,
         gain=tuple(np.multiply(network.gain, rng.normal(1.0, 0.025, 3))),
@@ -168,7 +167,7 @@ def _camera(network: Camera, rng: np.random.Generator) -> Camera:
 
 
 def _scene(camera: Camera, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """The empty place before a camera, SCENE_WIDTHS images wide, in sun and shade."""
+    """The empty scene before a camera, SCENE_WIDTHS images wide, in sun and shade."""
     height, width = SUPERSAMPLING * size[0], SUPERSAMPLING * size[1] * SCENE_WIDTHS
     image = Image.new("RGB", (width, height), camera.wall[0])
     draw = ImageDraw.Draw(image)
@@ -213,7 +212,7 @@ def _photograph(
 
 
 def _occlude(image: Image.Image, camera: Camera, rng: np.random.Generator) -> None:
-    """Puts a post or a low box before one person in four."""
+    """Draws a post or a low box in front of one person in four."""
     if rng.random() > 0.25:
         return
     colour = camera.wall[rng.integers(len(camera.wall))]

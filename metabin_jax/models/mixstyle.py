@@ -6,32 +6,33 @@ import jax.numpy as jnp
 
 from metabin_jax.norm import instance_moments
 
-# The paper's for re-identification: how often a batch is mixed, and Beta(ALPHA, ALPHA) of the share kept.
+# The paper's values for re-identification: how often a batch is mixed, and Beta(ALPHA, ALPHA) of the share kept.
 PROBABILITY = 0.5
 ALPHA = 0.1
 EPSILON = 1e-6
-STAGES = (2, 3)  # the first two behind the stem: ResNet's layer1 and layer2, as in the paper; of MobileNetV2 our choice
+STAGES = (2, 3)  # the first two after the stem: in ResNet layer1 and layer2, as in the paper; in MobileNetV2 our choice
 
 
 def mix_styles(x_NHWC: jax.Array, keep_N: jax.Array, other_N: jax.Array) -> jax.Array:
-    """Gives each image keep_N of its own style and the rest of another's, whose number in the batch is other_N.
+    """Gives each image the share keep_N of its own style, and the rest from image other_N of the batch.
 
-    An image's style is its mean and deviation per channel [N, C]; no gradient passes through them.
+    x_NHWC: [N, H, W, C]; the result has the same shape and dtype. keep_N: float [N] in [0, 1]. other_N: integer [N].
+    An image's style is its mean and standard deviation per channel [N, C]. No gradient passes through them.
     """
     mean_NC, var_NC = jax.lax.stop_gradient(instance_moments(x_NHWC))
     std_NC = jnp.sqrt(var_NC + EPSILON)
     take_N1 = (1 - keep_N)[:, None].astype(std_NC.dtype)
-    # By differences from the image's own style, so that one that keeps all of it is returned bit for bit.
+    # Written as differences from the image's own style, so that an image with keep 1 is returned bit for bit.
     scale_NC = 1 + take_N1 * (std_NC[other_N] - std_NC) / std_NC
     shift_NC = take_N1 * (mean_NC[other_N] - mean_NC) + mean_NC * (1 - scale_NC)
     return (x_NHWC * scale_NC[:, None, None, :] + shift_NC[:, None, None, :]).astype(x_NHWC.dtype)
 
 
 class MixStyle(nn.Module):
-    """x_NHWC [N, H, W, C] -> the same shape: in training, by chance, `mix_styles` with the batch in random order.
+    """x_NHWC [N, H, W, C] -> the same shape. In training, applies `mix_styles` to a batch with PROBABILITY.
 
-    The chance is the whole batch's; the share kept is drawn for each image. Others may be of the same domain (the
-    paper's "random" mixing; "crossdomain" would need the domains). Draws from the rng collection `noise`.
+    The other images are the batch in random order, and may come from the same domain: the paper's "random" mixing
+    ("crossdomain" would need the domains). Each image draws its own share. Uses the rng collection `noise`.
     """
 
     @nn.compact

@@ -1,9 +1,10 @@
 """MobileNetV2 ([37], Sandler et al. 2018) in the paper's variant and in the standard one, for re-identification.
 
-Both have the last stride at 1 (a 256 x 128 image gives a 16 x 8 map). They differ in two things:
+In both the last stride is 1, so a 256 x 128 image gives a 16 x 8 map. They differ in channels and expansion:
 
-- paper: channels int(c * width), an expansion convolution in EVERY block. Width 1.4: 53 norm layers, 23,822 channels.
-- standard (torchvision, timm, Keras): channels rounded to multiples of 8, no expansion where t = 1. 52 norm layers.
+- paper: int(c * width) channels; EVERY block has an expansion convolution. Width 1.4: 53 norm layers, 23,822 channels.
+- standard (torchvision, timm, Keras): channels rounded to multiples of 8; a block with t = 1 has no expansion
+  convolution. 52 norm layers.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from metabin_jax.norm import NormFactory
 
 
 class Stage(NamedTuple):
-    """`blocks` inverted residuals, the first with `stride`; t = `expansion`."""
+    """`blocks` inverted residuals with t = `expansion`; the first has `stride`."""
 
     expansion: int
     features: int
@@ -39,13 +40,13 @@ STAGES = (
 
 
 def round_to_8(channels: float) -> int:
-    """The nearest multiple of 8, but never below 90 % of `channels` nor below 8 (Sandler et al. 2018)."""
+    """The nearest multiple of 8 that is at least 8 and at least 90 % of `channels` (Sandler et al. 2018)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 expansion, 3 x 3 depthwise, linear 1 x 1 projection; residual where the shape stays."""
+    """1 x 1 expansion, 3 x 3 depthwise, linear 1 x 1 projection; a residual if the shape stays the same."""
 
     features: int
     expansion: int
@@ -75,9 +76,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """image [N, H, W, 3] -> map [N, H / 16, W / 16, head]. `stages`, `stem` and `head` in channels at width 1.
+    """image [N, H, W, 3] -> map [N, H / 16, W / 16, head]. `stages`, `stem` and `head` give channels at width 1.
 
-    mixes_styles: MixStyle after the first stages.
+    mixes_styles: apply MixStyle after the first stages.
     """
 
     norm: NormFactory

@@ -16,8 +16,8 @@ from metabin_jax.models.resnet import ResNet50
 from metabin_jax.runtime.errors import UserError
 
 MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, keeps one
-# Small nets of the paper's kind: `stem` shows that a training runs, `tiny` is for tests, `small` trains from scratch on a
-# CPU in a minute.
+# Small nets of the paper's kind: `stem` shows that a training runs, `tiny` is for tests, `small` trains from scratch
+# on a CPU in a minute.
 STEM: dict[str, Any] = {"stages": (), "stem": 4, "head": 8}
 TINY: dict[str, Any] = {
     "stages": (Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)),
@@ -92,5 +92,5 @@ def create(
             f"{', '.join(BACKBONES)}; got {name!r}"
         )
     if classifier_init not in CLASSIFIER_INITS:
-        raise UserError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
+        raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
     return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)

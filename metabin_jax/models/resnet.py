@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al. 2016) in torchvision's layout: the stride sits on the 3 x 3; the last stride is 1."""
+"""ResNet-50 (He et al. 2016) in torchvision's layout: the 3 x 3 convolution has the stride; the last stride is 1."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from metabin_jax.norm import NormFactory
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1 to 4 * features, plus the input (projected where the shape changes)."""
+    """1 x 1, 3 x 3, 1 x 1 to 4 * features, plus the input (projected if the shape changes)."""
 
     features: int
     stride: int
@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """image [N, H, W, 3] -> map [N, H / 16, W / 16, 2048]; 53 norm layers, 26,560 channels.
 
-    mixes_styles: MixStyle after the first stages.
+    mixes_styles: apply MixStyle after the first stages.
     """
 
     norm: NormFactory

@@ -13,7 +13,10 @@ RHO_BINS = 10  # strictly between 0 and 1
 
 
 class Layer(NamedTuple):
-    """rho of one layer. name: as `stage2.0 expand`; counts: channels at 0, in RHO_BINS equal parts between, at 1."""
+    """rho of one layer.
+
+    name: such as `stage2.0 expand`. counts: number of channels at 0, in each of RHO_BINS equal bins, and at 1.
+    """
 
     name: str
     counts: NDArray[np.int64]
@@ -21,12 +24,12 @@ class Layer(NamedTuple):
 
 
 def rho_layers(model: nn.Module, variables: dict, size: tuple[int, int]) -> list[Layer]:
-    """How the rho of each layer are distributed; the layers in the order in which the net calls them."""
+    """The distribution of rho in each layer. Layers are in the order in which the net calls them."""
     return [layer_of(path, rho_C) for path, rho_C in in_order(model, variables, size).items()]
 
 
 def in_order(model: nn.Module, variables: dict, size: tuple[int, int]) -> dict[tuple[str, ...], NDArray]:
-    """Path of a layer -> its rho [C], in the order in which the net calls the layers."""
+    """Path of each layer -> its rho [C], in the order in which the net calls the layers."""
     called: dict[tuple[str, ...], None] = {}
 
     def note(method: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -40,7 +43,7 @@ def in_order(model: nn.Module, variables: dict, size: tuple[int, int]) -> dict[t
 
 
 def layer_of(path: tuple[str, ...], rho_C: NDArray) -> Layer:
-    """Clipping leaves the ends exactly 0 and 1, so they are counted apart."""
+    """Counts 0 and 1 apart from the bins, because clipping puts channels at exactly 0 or 1."""
     inside = rho_C[(rho_C > 0) & (rho_C < 1)]
     bins = np.bincount(np.minimum((inside * RHO_BINS).astype(int), RHO_BINS - 1), minlength=RHO_BINS)
     counts = np.array([(rho_C <= 0).sum(), *bins, (rho_C >= 1).sum()])
@@ -48,5 +51,5 @@ def layer_of(path: tuple[str, ...], rho_C: NDArray) -> Layer:
 
 
 def layer_name(path: tuple[str, ...]) -> str:
-    """As `stage2.0 expand`."""
+    """Such as `stage2.0 expand`."""
     return " ".join(part.removesuffix("_norm").replace("_block", ".") for part in path if part != "backbone")

@@ -1,10 +1,8 @@
-"""One HTML page about a trained workdir, for `metabin report`."""
+"""What people read about a run or a data set: `metabin report` writes one HTML page, `metabin doctor` examines images.
 
-from metabin_jax.runtime.errors import UserError
+A tool: only the command line imports it.
+"""
 
-try:
-    from metabin_jax.report.page import write_report
-except ModuleNotFoundError as error:
-    raise UserError(f"the report needs {error.name}: pip install 'metabin_jax[report]'") from error
+from metabin_jax.report.page import write_report
 
 __all__ = ["write_report"]

@@ -1,33 +1,33 @@
-"""What a folder or a CSV manifest holds, and what is wrong with it, before any training."""
+"""`metabin doctor`: what a folder or a CSV manifest holds, and what is wrong with it."""
 
 import collections
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
-from metabin_jax.data.cache import progress
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.data.sets import catalogue
 from metabin_jax.evaluation.protocol import query_gallery
-
-MAX_NAMED = 5  # files that one line names
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.progress import Progress
+from metabin_jax.runtime.text import few
 
 
 def examine(path: str | Path) -> Iterator[str]:
-    """The report on `path`, line by line: a published data set, a folder of domains, or a CSV manifest.
+    """Yields the lines of a report on `path`: a published data set, a folder of domains, or a CSV manifest.
 
-    Says which set it is and whether its counts are the published ones; what each split holds; which queries have no
-    valid match, and why; which images are broken, and which are the same file twice. Of a set whose images have to be
-    extracted first it says that and no more.
+    The report tells which set it is and whether its counts are the published ones, what each split holds, which queries
+    have no valid match and why, which images are broken, and which are copies of another. If the images of a set have
+    to be extracted first, it tells only this.
 
     Raises:
       FileNotFoundError: path does not exist.
-      ValueError: it is none of the three, or has file names that cannot be read (one sentence).
+      UserError: it is none of the three, or has file names that cannot be read.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -45,7 +45,7 @@ def examine(path: str | Path) -> Iterator[str]:
         try:
             catalogue.check_counts(data_set, records)
             yield f"  complete: {_phrase(data_set.published)}, as published"
-        except ValueError as error:
+        except UserError as error:
             yield f"  {error}"
     else:
         records = read_folder(path) if path.is_dir() else read_csv(path)
@@ -62,10 +62,10 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
     if counts["distractors"]:
         yield f"{domain}: {counts['distractors']:,} gallery images of pid 0, which match nobody"
         if nobody := [record.path for record in records if record.pid == 0 and record.split == "query"]:
-            yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {_named(nobody)}"
+            yield f"  but {len(nobody):,} queries are of pid 0, so give that person another number: {few(nobody)}"
     try:
         split = query_gallery(records)
-    except ValueError as error:
+    except UserError as error:
         yield f"{domain} cannot be evaluated: {error}"
         return
     seen = collections.Counter(split.gallery_pid.tolist())
@@ -84,38 +84,38 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
     queries = len(split.query_row)
     yield f"{domain}: {queries - len(alone) - len(one_camera):,} of {queries:,} queries have a valid match"
     if alone:
-        yield f"  {len(alone):,} have none, as the gallery has no other image of their identity: {_named(alone)}"
+        yield f"  {len(alone):,} have none, as the gallery has no other image of their identity: {few(alone)}"
     if one_camera:
         yield (
-            f"  {len(one_camera):,} have none, as only their own camera saw their identity: {_named(one_camera)}; "
+            f"  {len(one_camera):,} have none, as only their own camera saw their identity: {few(one_camera)}; "
             "--config.eval.policy=ignore compares within a camera too"
         )
 
 
 def _files(records: Sequence[Record]) -> Iterator[str]:
-    """Broken images and files of the same content, among files each read once."""
+    """Broken images and files of the same content. Reads each file once."""
     of_path = {record.path: record for record in records}
     same: dict[str, list[str]] = collections.defaultdict(list)
     broken = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the GIL
-        for done, (path, (digest, error)) in enumerate(zip(of_path, pool.map(_look, of_path), strict=True), start=1):
+        looks = zip(of_path, pool.map(_look, of_path), strict=True)
+        for path, (digest, error) in Progress("looking at images", len(of_path), looks):
             if error:
                 broken.append(f"{path} ({error})")
             else:
                 same[digest].append(path)
-            progress("looking at images", done, len(of_path))
-    yield f"{len(of_path):,} images, {len(broken):,} of them broken" + (f": {_named(broken)}" if broken else "")
+    yield f"{len(of_path):,} images, {len(broken):,} of them broken" + (f": {few(broken)}" if broken else "")
     twins = [paths for paths in same.values() if len(paths) > 1]
     if twins:
-        yield f"{len(twins):,} images are there more than once, file by file the same: {_named(map(' = '.join, twins))}"
+        yield f"{len(twins):,} images are there more than once, file by file the same: {few(map(' = '.join, twins))}"
     wrong = [paths for paths in twins if len({(of_path[path].domain, of_path[path].pid) for path in paths}) > 1]
     if wrong:
-        named = _named(map(" = ".join, wrong))
+        named = few(map(" = ".join, wrong))
         yield f"{len(wrong):,} of these under different identities, so one label is wrong: {named}"
 
 
 def _look(path: str) -> tuple[str, str]:
-    """The digest of a file's bytes, and what is wrong with the image in it."""
+    """The digest of a file's content, and what is wrong with the image in it ("" if nothing)."""
     try:
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -129,8 +129,3 @@ def _look(path: str) -> tuple[str, str]:
 
 def _phrase(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in numbers.items())
-
-
-def _named(paths: Iterable[str]) -> str:
-    paths = list(paths)
-    return ", ".join(paths[:MAX_NAMED]) + (", ..." if len(paths) > MAX_NAMED else "")

@@ -1,7 +1,6 @@
-"""Feature files: what `metabin embed` writes, as .npz or .parquet, and `metabin search` reads."""
+"""Feature files, .npz or .parquet: `metabin embed` writes them, `metabin search` and `calibrate` read them."""
 
 import dataclasses
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 
 from metabin_jax.runtime import files
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 
 SUFFIXES = (".npz", ".parquet")
 LABELS = ("path", "pid", "camid", "domain")
 MADE_BY = "made_by"
-KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # of NumPy's types
+KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # NumPy's dtype.kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Features:
     """n images and their features.
 
     Attributes:
-      path: text [n], absolute, so that it opens from anywhere on the machine.
+      path: text [n], absolute, so that it opens from any folder.
       feature: float32 [n, D], of length one: the product of two is their cosine similarity.
-      pid: text [n], "" where not known. camid: int64 [n], -1 where not known. domain: text [n], "" where not known.
+      pid: text [n], "" if unknown. camid: int64 [n], -1 if unknown. domain: text [n], "" if unknown.
       made_by: {"run" (workdir), "step", "model", "method", "height", "width" (pixels), "weights" (digest)}.
     """
 
@@ -42,7 +42,7 @@ class Features:
 
 
 def check_same_model(first: dict, first_name: str, second: dict, second_name: str) -> None:
-    """Raises ValueError unless both are `made_by` one net at one image size: other features cannot be compared."""
+    """Raises UserError unless both are `made_by` one net at one image size. Other features cannot be compared."""
     if any(first[name] != second[name] for name in ("weights", "height", "width")):
         raise UserError(
             f"{first_name} is of another model than {second_name}: {describe(first)} against {describe(second)};"
@@ -59,7 +59,7 @@ def describe(made_by: dict) -> str:
 
 
 def check_output(path: str | Path) -> Path:
-    """The path of a feature file to be written. Raises ValueError or OSError if that cannot work, before any work."""
+    """The path of a feature file to write. Raises UserError or OSError if it cannot be written."""
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: the name of a feature file ends in {' or '.join(SUFFIXES)}.")
@@ -90,7 +90,7 @@ def write(path: Path, features: Features) -> None:
 
 
 def read(path: str | Path) -> Features:
-    """Reads what `write` wrote. Raises FileNotFoundError, or ValueError for a file of another kind."""
+    """Reads what `write` wrote. Raises FileNotFoundError, or UserError for a file of another kind."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"the feature file {path} does not exist: metabin embed writes one.")
@@ -100,13 +100,13 @@ def read(path: str | Path) -> Features:
         columns = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
         made_by = json.loads(str(columns.pop(MADE_BY)))
         features = Features(**columns, made_by=made_by)
-        describe(made_by)  # has all it needs
+        describe(made_by)  # raises KeyError if something is missing
         if {len(values) for values in columns.values()} != {len(features) or 1}:
-            raise UserError("its columns differ in length, or are empty")
+            raise ValueError("its columns differ in length, or are empty")
         if {name: values.dtype.kind for name, values in columns.items()} != KINDS or features.feature.ndim != 2:
-            raise UserError("its columns hold something else")
+            raise ValueError("its columns hold something else")
         if not np.allclose(np.linalg.norm(features.feature, axis=1), 1, atol=1e-3):
-            raise UserError("its features are not of length one")
+            raise ValueError("its features are not of length one")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a feature file of metabin embed ({error}).") from error
     return features
@@ -129,5 +129,4 @@ def _read_parquet(path: Path) -> dict[str, Any]:
 
 
 def _need_pyarrow(path: Path) -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{path}: Parquet needs pyarrow: pip install 'metabin_jax[parquet]', or write .npz.")
+    needs(f"{path}: Parquet", "parquet", "pyarrow", otherwise=", or write .npz")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from metabin_jax.runtime.errors import UserError
 
 
 def check_writable(path: str | Path) -> Path:
-    """The path of a file to be written. Raises OSError where none can be."""
+    """The path of a file to be written. Raises OSError if it cannot be written there."""
     path = Path(path).expanduser()
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.absolute().parent}.")
@@ -23,7 +23,7 @@ def check_writable(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to; what is there takes the name `path` when the context ends without an error."""
+    """A temporary path to write to. When the context ends without an error, the file is renamed to `path`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -33,20 +33,20 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError for what is no JSON."""
+    """Raises UserError if the file is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): take it from a copy of the run, or train anew") from error
+        raise UserError(f"{path} is damaged ({error}): take it from a copy of the run, or train again") from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_text` of what is not text yet. Strict JSON: NaN, which most readers refuse, is an error here."""
+    """Like `write_text`. NaN is a ValueError, as JSON has no NaN and most readers refuse it."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file completely or not at all. Process 0 alone writes."""
     if not is_first():
         return
     with whole(path) as temporary:

@@ -15,10 +15,11 @@ from tensorboardX import SummaryWriter
 from metabin_jax.runtime.devices import is_first
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_text
+from metabin_jax.runtime.progress import Progress
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, none if it is not there; a killed run may have left half of its last."""
+    """The rows of a metrics.jsonl, or none if there is no such file. A last row cut off by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         return [json.loads(line) for line in lines if line.endswith("}")]
@@ -27,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def environment() -> dict:
-    """Versions, devices, command line and git revision (with '+changes' where the tree is not clean)."""
+    """Versions, devices, command line and git revision ('+changes' marks a tree with uncommitted changes)."""
     packages = ("metabin_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "git": _git_revision(),
@@ -40,24 +41,24 @@ def environment() -> dict:
 
 
 def _git_revision() -> str | None:
-    """Of the source this package runs from; None outside a git checkout."""
+    """The revision of the source that this package runs from; None outside a git checkout."""
     here = Path(__file__)
 
     def git(*command: str) -> str:
         return subprocess.run(("git", *command), cwd=here.parent, capture_output=True, text=True, check=True).stdout
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # installed inside somebody's repository, it is not of theirs
+        git("ls-files", "--error-unmatch", here.name)  # an installed package may lie inside another repository
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 class MetricsWriter:
-    """metrics.jsonl, TensorBoard events and a progress line. Use as a context.
+    """metrics.jsonl, TensorBoard events and the progress of a training. Use as a context.
 
-    What is to be kept is fetched when the next dispatch is on its way, so that the device never waits for the log. On
-    resuming at `start`, rows beyond it are dropped: they will be written again.
+    Metrics are fetched from the device after the next dispatch, so that the device never waits for the log. A training
+    that resumes at step `start` writes the rows after it again, so those are dropped first.
     """
 
     def __init__(self, workdir: Path, start: int, total: int, log_every: int):
@@ -69,23 +70,26 @@ class MetricsWriter:
         self._total, self._every = total, log_every
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
         self._since: float | None = None
-        self._images, self._last = 0, start
+        self._images = 0
+        self._progress = Progress("step", total, unit="steps", initial=start, every_update=True)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
+        self._progress.close()
         self._events.close()
 
     def step(self, step: int, metrics: dict[str, jax.Array], images: int, num_steps: int = 1) -> None:
-        """Counts the steps of one dispatch, up to `step`, of `images` images together.
+        """Counts the steps of one dispatch, up to `step`, which took `images` images together.
 
-        metrics: [num_steps] each, or scalars of one step; kept are those of every log_every steps, and of the last.
+        metrics: [num_steps] each, or scalars of one step. Every log_every steps and the last one are kept.
         """
         self.flush()
-        if self._since is None:
-            self._since = time.monotonic()  # and not before, when the first step was compiled
+        if self._since is None:  # the first step is compiled: that time does not count
+            self._since = time.monotonic()
+            self._progress.start_clock()
         self._images += images
         steps = range(step + 1 - num_steps, step + 1)
         if any(map(self._is_kept, steps)):
@@ -95,7 +99,7 @@ class MetricsWriter:
         return step % self._every == 0 or step == self._total
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Adds a row of its own."""
+        """Adds a row."""
         if not is_first():
             return
         with self._path.open("a", encoding="utf-8") as file:
@@ -104,28 +108,17 @@ class MetricsWriter:
             self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Writes what is pending; call it before a checkpoint, which is never to be ahead of the log."""
+        """Writes what is pending. Call it before a checkpoint, which must not be ahead of the log."""
         if self._pending is None or self._since is None:
             return
         steps, metrics = self._pending
         values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
-        elapsed = time.monotonic() - self._since
+        rate = self._images / (time.monotonic() - self._since)
         for number, step in enumerate(steps):
             if self._is_kept(step):
                 row = {name: float(value[number]) for name, value in values.items()}
-                row["images_per_second"] = self._images / elapsed
-                self.write(step, row)
-        self._progress(steps[-1], row, elapsed / (steps[-1] - self._last))
-        self._pending, self._images, self._since, self._last = None, 0, time.monotonic(), steps[-1]
-
-    def _progress(self, step: int, row: dict[str, float], seconds_per_step: float) -> None:
-        if not is_first():
-            return
-        left = round((self._total - step) * seconds_per_step)
+                self.write(step, row | {"images_per_second": rate})
         loss = sum(value for name, value in row.items() if name.startswith("base/"))
-        eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        line = f"step {step}/{self._total}  base loss {loss:.3f}  {row['images_per_second']:.0f} images/s  ETA {eta}"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="\n" if step == self._total else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self._progress.set_postfix_str(f"base loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
+        self._progress.update(steps[-1] - self._progress.n)
+        self._pending, self._images, self._since = None, 0, time.monotonic()

@@ -197,8 +197,7 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
     def gamma(step):
         return jnp.where(step >= meta.start, meta.gamma, 0.0)
 
-    also = ("cross_entropy",) * meta.cross_entropy
-    meta_train = [name for name in (*meta.train_losses, *also) if with_shuffle or name != "shuffle"]
+    meta_train = [name for name in meta.train_losses if with_shuffle or name != "shuffle"]
     if not meta_train:
         raise UserError(
             "config.meta.train_losses is the shuffle loss alone, which needs two meta-train domains: add another loss "
@@ -214,7 +213,7 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
         "gamma": gamma,
         "first_order": meta.first_order,
         "meta_train_losses": loss_set(meta_train),
-        "meta_test_losses": loss_set((*meta.test_losses, *also)),
+        "meta_test_losses": loss_set(meta.test_losses),
         "inner_clip": {"straight_through": clip_straight_through, "plain": clip_plain}[meta.clip],
         # [34] learns rho ten times as fast as the rest, without weight decay.
         "rho_optimizer": optax.sgd(lambda step: 10 * alpha(step), config.optimizer.momentum),

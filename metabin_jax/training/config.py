@@ -1,10 +1,13 @@
 """Every setting with its source, and the checks that run before any work does."""
 
-import ast
+import csv
+import math
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from metabin_jax.data.dataset import SOURCES
 from metabin_jax.data.records import SPLITS
 from metabin_jax.evaluation import protocols
 from metabin_jax.models import reid
@@ -13,15 +16,19 @@ from metabin_jax.training.config_checks import KINDS, at_least, check_fields, ge
 from metabin_jax.training.methods import LOSSES, METHODS
 
 PRESETS = ("paper", "official")
-SOURCES = ("synthetic", "folder", "csv", "prepared")
-SAMPLINGS = ("domains", "identities")
-SELECTIONS = ("last", "source_val")
-POLICIES = ("cross-camera", "ignore")
-METRICS = ("cosine", "euclidean")
-IN_AFFINES = ("identity", "bn")
-DOMAINS_BY = ("source", "camera")
-DTYPES = ("float32", "bfloat16")
-CLIPS = ("straight_through", "plain")
+CHOICES: dict[str, Collection[str]] = {
+    "method": METHODS,
+    "data.source": SOURCES,
+    "data.domain_by": ("source", "camera"),
+    "init_in_affine": ("identity", "bn"),
+    "batch.sampling": ("domains", "identities"),
+    "selection": ("last", "source_val"),
+    "eval.policy": ("cross-camera", "ignore"),
+    "eval.metric": ("cosine", "euclidean"),
+    "meta.clip": ("straight_through", "plain"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.classifier_init": reid.CLASSIFIER_INITS,
+}
 # The least value of every number that has one.
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
@@ -107,10 +114,10 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.meta.beta_high = 1e-2 if official else 1e-1
     config.meta.beta_epochs = 5  # one cycle; released code
     config.meta.gamma = 0.1  # Sec. 4.1
-    config.meta.train_losses = ("scatter", "shuffle", "triplet")  # Eq. 8; Table 2 has rows with fewer
-    config.meta.test_losses = ("triplet",)  # Eq. 10; () leaves the cross-entropy below alone, as in Table 2
+    # Eq. 8 and Eq. 10. Table 2 has rows with others; for a single source the supplement adds cross_entropy to both.
+    config.meta.train_losses = ("scatter", "shuffle", "triplet")
+    config.meta.test_losses = ("triplet",)
     config.meta.start = 9 if official else 0  # the first step that meta-updates: 10 base updates come before
-    config.meta.cross_entropy = False  # in both meta losses too, as the supplement has it for a single source
     # straight_through | plain: the gradient of the inner step's clip, see algorithm.clip_straight_through
     config.meta.clip = "straight_through"
     config.meta.first_order = True  # Sec. 4.1; False for the exact meta-gradient
@@ -133,48 +140,48 @@ def metabin(preset: str = "paper") -> ConfigDict:
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
-    """Sets the field named by its path ('data.height') to what `text` says. Raises ValueError."""
+    """Sets the field named by its path ('data.height') to the value of `text`. A tuple is written a,b.
+
+    Raises UserError for an unknown field and for a text of another type.
+    """
     example = get(metabin(), field)
     if isinstance(example, ConfigDict):
         raise UserError(f"config.{field} is a group: set its fields, such as config.{field}.{next(iter(example))}")
     if field == "preset":
-        raise UserError("config.preset only records the choice: make it by --config=FILE:PRESET")
+        raise UserError("config.preset only records the choice: make it by --config=NAME:PRESET")
     try:
-        value = _parse(text, type(example))
-    except (KeyError, SyntaxError, ValueError):
+        value = _parse(text, example)
+    except (KeyError, ValueError, csv.Error):
         raise UserError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
     group, _, name = field.rpartition(".")
     (get(config, group) if group else config)[name] = value
 
 
-def _parse(text: str, kind: type) -> Any:
-    if kind is bool:
+def _parse(text: str, example: Any) -> Any:
+    """The value of `text`, of the example's type; elements of a tuple are numbers if the example's are."""
+    if type(example) is bool:
         return {"true": True, "false": False}[text.lower()]
-    if kind is not tuple:
-        return kind(text)
-    if text.isidentifier():
-        return (text,)
-    value = ast.literal_eval(text)
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
+    if type(example) is not tuple:
+        return type(example)(text)
+    (values,) = csv.reader([text], skipinitialspace=True, strict=True)  # a value with a comma is quoted: "a,b",c
+    return tuple(map(_number, values) if example and not isinstance(example[0], str) else values)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return int(text) if text.strip().isdecimal() else number
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError with one sentence for the first value that cannot work. Reads no data."""
+    """Raises UserError for the first value that cannot work. Reads no data."""
     check_fields(config, metabin(), "config")
-    one_of(config, "method", METHODS)
-    one_of(config, "data.source", SOURCES)
-    one_of(config, "init_in_affine", IN_AFFINES)
-    one_of(config, "data.domain_by", DOMAINS_BY)
-    one_of(config, "batch.sampling", SAMPLINGS)
-    one_of(config, "selection", SELECTIONS)
-    one_of(config, "eval.policy", POLICIES)
-    one_of(config, "eval.metric", METRICS)
-    one_of(config, "meta.clip", CLIPS)
-    one_of(config, "model.dtype", DTYPES)
-    one_of(config, "model.classifier_init", reid.CLASSIFIER_INITS)
+    for field, allowed in CHOICES.items():
+        one_of(config, field, allowed)
     try:
         reid.create(config.model.name, num_classes=1)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"config.model.name: {error}") from None
     for low, fields in LEAST.items():
         for field in fields:
@@ -202,9 +209,8 @@ def check(config: ConfigDict) -> None:
             f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
         )
     some_of(config, "data.train_splits", SPLITS)
-    some_of(config, "loss.base", LOSSES)
-    some_of(config, "meta.train_losses", LOSSES, or_none=config.meta.cross_entropy)
-    some_of(config, "meta.test_losses", LOSSES, or_none=config.meta.cross_entropy)
+    for field in ("loss.base", "meta.train_losses", "meta.test_losses"):
+        some_of(config, field, LOSSES)
     if config.data.protocol:
         _check_protocol(config)
     for field in ("data.train_domains", "data.eval_domains"):

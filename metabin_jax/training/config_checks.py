@@ -1,4 +1,4 @@
-"""Checks of a config's fields, each named by its path ('data.height'); all raise ValueError with one sentence."""
+"""Checks of a config's fields, each named by its path ('data.height'); all raise UserError."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ KINDS = {
     int: "a whole number",
     float: "a number",
     bool: "True or False",
-    tuple: "a tuple as in Python, such as \"('a', 'b')\"",
+    tuple: "a tuple, on the command line a,b",
 }
 
 
@@ -25,7 +25,7 @@ def check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
             raise _unknown(name, known, path)
     for name, example in known.items():
         if name not in config:
-            raise UserError(f"{path}.{name} is missing: start from metabin_jax.config.metabin()")
+            raise UserError(f"{path}.{name} is missing: start from metabin_jax.training.config.metabin()")
         value, field = config[name], f"{path}.{name}"
         if isinstance(example, ConfigDict) and isinstance(value, ConfigDict):
             check_fields(value, example, field)
@@ -58,9 +58,9 @@ def one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
         raise UserError(f"config.{field} must be one of {', '.join(allowed)}; got {get(config, field)!r}")
 
 
-def some_of(config: ConfigDict, field: str, allowed: Collection[str], or_none: bool = False) -> None:
+def some_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
     names = get(config, field)
-    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not (names or or_none):
+    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not names:
         raise UserError(f"config.{field} must name some of {', '.join(allowed)}, each once; got {names!r}")
 
 

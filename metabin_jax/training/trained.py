@@ -1,4 +1,4 @@
-"""A trained run, loaded for whatever is done with it: evaluation, search, export, a report."""
+"""A trained run, loaded for evaluation, search, export or a report."""
 
 import dataclasses
 import hashlib
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from metabin_jax.evaluation.protocol import CameraPolicy
 from metabin_jax.models import ReID
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import checked, model_of
@@ -20,7 +21,7 @@ from metabin_jax.training.workdir import read_config
 class Trained:
     """The selected checkpoint of a run.
 
-    step: of that checkpoint. source_mAP: its score on held-out source identities, None where none were held out.
+    step: of that checkpoint. source_mAP: its score on held-out source identities, None if none were held out.
     """
 
     workdir: Path
@@ -37,11 +38,16 @@ class Trained:
 
     @property
     def batch_size(self) -> int:
-        """Images that are embedded at a time."""
+        """Images embedded at a time."""
         return self.config.eval.batch_size
 
+    @property
+    def policy(self) -> CameraPolicy:
+        """Which gallery images a query is compared with, see `evaluation.query_gallery`."""
+        return self.config.eval.policy
+
     def made_by(self) -> dict[str, Any]:
-        """What features of this net are labelled with, see `retrieval.features.Features`."""
+        """The label of this net's features, see `retrieval.features.Features`."""
         height, width = self.size
         return {
             "run": str(self.workdir),
@@ -54,14 +60,16 @@ class Trained:
         }
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None) -> Trained:
-    """The selected checkpoint of the run in `workdir`, under its own config or a changed one.
+def load(workdir: str | Path, config: ConfigDict | None = None, dtype: str = "") -> Trained:
+    """The selected checkpoint of the run in `workdir`, with the run's config or a changed one.
 
-    Raises UserError or FileNotFoundError where there is no run or no checkpoint.
+    dtype: in which the model computes; by default that of the config.
+    Raises UserError or FileNotFoundError if there is no run or no checkpoint.
     """
     use_compilation_cache()
     workdir = Path(workdir).expanduser().absolute()
     config = checked(read_config(workdir) if config is None else config)
+    config.model.dtype = dtype or config.model.dtype
     with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
         step = checkpoints.selected_step()
         score, variables = checkpoints.score(step), checkpoints.restore_variables(step)
@@ -69,7 +77,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Trained:
 
 
 def _digest(variables: dict[str, Any]) -> str:
-    """Tells the weights of two runs apart, wherever they are kept."""
+    """Identifies the weights, whatever folder they are in."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):  # in the order of sorted keys
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())

@@ -1,4 +1,4 @@
-"""The workdir of a run: its config, which a resumed run must share, and the record of its starts."""
+"""The workdir of a run: its config, which must not change when the run resumes, and the record of its starts."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import read_json, write_json
 from metabin_jax.runtime.runlog import environment
 
-# What may change between a run and its resumption.
+# What may change when a run resumes.
 RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir", "data.resident", "steps_per_dispatch")
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises ValueError if `workdir` is a file or holds a run of another config."""
+    """Raises UserError if `workdir` is a file or holds a run of another config."""
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
     path = workdir / "config.json"
@@ -33,7 +33,7 @@ def describe_run(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """The config of the run in `workdir`. Raises FileNotFoundError where there is none."""
+    """The config of the run in `workdir`. Raises FileNotFoundError if there is no run."""
     path = Path(workdir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train")
@@ -47,7 +47,7 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 def settings(config: ConfigDict) -> dict:
-    """The config as JSON knows it."""
+    """The config as JSON: dicts and lists."""
     return json.loads(config.to_json())
 
 

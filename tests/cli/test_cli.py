@@ -2,19 +2,23 @@ import functools
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from metabin_jax import cli
-from metabin_jax.cli.options import load_config
+from metabin_jax.cli.training import _print_results
+from metabin_jax.cli.tree import COMMANDS
 from metabin_jax.data import synthetic
+from metabin_jax.data.sets.catalogue import SETS
 from metabin_jax.models import reid
 from metabin_jax.runtime import devices
 from metabin_jax.training import evaluate, train
+from metabin_jax.training.config_files import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OWN = "from metabin_jax.config import metabin\n\ndef get_config():\n    c = metabin()\n"
+OWN = "from metabin_jax.training.config import metabin\n\ndef get_config():\n    c = metabin()\n"
 DEMO = f"--config={CONFIGS / 'demo.py'}"
 
 
@@ -39,7 +43,7 @@ def trained(monkeypatch):
 
     def stub(config, workdir):
         calls.append((config, workdir))
-        return {"step": 3, "targets": {}}
+        return {"file": "evaluation.json", "step": 3, "targets": {}}
 
     monkeypatch.setattr(train, "train", stub)
     monkeypatch.setattr(evaluate, "evaluate", stub)
@@ -50,59 +54,107 @@ def trained(monkeypatch):
 def test_help(capsys, arguments):
     status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
-    assert all(command in out for command in cli.COMMANDS)
+    assert all(f"\n    {command.run.__name__}" in out for command in COMMANDS)
 
 
-OPTIONS = ("--workdir=DIR", "--config.data.eval_domains=\"('a',)\"", "--config.data.path=DIR")
+FIELDS = ("--config.FIELD VALUE", "--config.data.eval_domains=north,south")
+OUTPUT = ("--output FILE", "--overwrite")
 
 
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("train", (*OPTIONS, "--distributed")),
-        ("evaluate", (*OPTIONS, "--distributed")),
-        ("report", ("RUN", "--output=FILE", *OPTIONS[1:])),
-        ("prepare", ("NAME", "--manual_dir=DIR", "--data_dir=DIR", "--allow_incomplete", "market1501")),
-        ("embed", ("PATH", "--checkpoint=RUN", "--output=", "exit status is 1")),
-        ("search", ("--query=", "--gallery=", "--checkpoint=RUN", "-k 10", "--threshold=", "--output=")),
-        ("calibrate", ("IMAGES", "--checkpoint=RUN", "--far=0.001", "--output=")),
+        ("train", ("--config NAME|FILE[:PRESET]", "--workdir DIR", "--distributed", *FIELDS)),
+        ("evaluate", ("--model RUN", "--distributed", *FIELDS)),
+        ("report", ("--model RUN", *OUTPUT, *FIELDS)),
+        ("export", ("--model RUN", "--to FORMAT", *OUTPUT, *FIELDS)),
+        ("prepare", ("NAME", "--manual_dir DIR", "--data_dir DIR", "--allow_incomplete", *SETS)),
+        ("embed", ("IMAGES", "--model RUN", *OUTPUT, "exit status is then 1")),
+        ("search", ("--query IMAGES", "--gallery IMAGES", "--model RUN", "-k K", "--threshold FILE|NUMBER", *OUTPUT)),
+        ("calibrate", ("IMAGES", "--model RUN", "--far RATE", *OUTPUT)),
         ("doctor", ("PATH",)),
+        ("plan", ("--config NAME|FILE[:PRESET]", "--target CARD", "--devices N", *FIELDS)),
     ],
 )
 def test_help_of_a_command(capsys, command, options):
-    status, out, err = run(capsys, command, "--workdir=x", "--help")
+    status, out, err = run(capsys, command, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: metabin {command} ")
     for option in options:
         assert option in out
+    assert f"\n  metabin {command} " in out  # an example
     assert max(map(len, out.splitlines())) <= 120
 
 
-def test_every_config_of_the_help_exists():
+def test_every_config_of_the_help_exists(capsys):
     names = ("metabin", "benchmark", "folder", "finetune", "demo")
+    _, out, _ = run(capsys, "train", "--help")
     for name in names:
-        assert f"--config=configs/{name}.py" in cli.TRAIN_HELP
+        assert f"\n  {name}  " in out
         assert (CONFIGS / f"{name}.py").is_file()
     assert {path.stem for path in CONFIGS.glob("*.py")} == set(names)
 
 
 def test_a_process_refuses_with_status_2():
-    command = [sys.executable, "-c", "import sys; from metabin_jax.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-m", "metabin_jax"]
     result = subprocess.run([*command, "trian"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    commands = "train, evaluate, report, prepare, export, embed, search, calibrate, doctor, plan"
-    assert result.stderr == f"metabin: there is no command 'trian'; choose from {commands}\n"
+    assert result.stderr == "metabin: there is no command 'trian': did you mean train?\n"
+
+
+def test_an_unknown_command(capsys):
+    commands = "train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan"
+    assert refused(capsys, "zzz") == f"metabin: there is no command 'zzz': choose from {commands}\n"
+    assert "there is no command '--verbose': " in refused(capsys, "--verbose", "train")
+
+
+def test_the_version(capsys):
+    version = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]["version"]
+    assert run(capsys, "--version") == (0, f"metabin {version}\n", "")
+
+
+LATE = """
+import sys
+import tomllib
+from metabin_jax.cli import main
+assert main(["--help"]) == main(["train", "--help"]) == 0
+assert not {"jax", "numpy", "ml_collections"} & set(sys.modules), "late imports"
+main(["train", "--config=demo", "--workdir=/dev/null"])
+assert "jax" in sys.modules
+"""
+
+
+def test_help_imports_no_jax():
+    """The last lines show that a command does."""
+    result = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir={dir}/run"], "the following arguments are required: --config; --help shows"),
+        (["--workdir={dir}/run"], "the following arguments are required: --config (see metabin train --help)"),
         ([DEMO], "the following arguments are required: --workdir"),
         ([DEMO, "--workdir"], "--workdir: expected one argument"),
-        ([DEMO, "--workdir={dir}/run", "--foo=1"], "'--foo=1' is not an option: they are --config=..., --workdir=..."),
-        ([DEMO, "--workdir={dir}/run", "--config.epochs", "3"], "'--config.epochs' is not an option"),
-        ([DEMO, "--workdir={dir}/run", "extra"], "'extra' is not an option"),
+        (
+            [DEMO, "--workdir={dir}/run", "--foo=1"],
+            "there is no option '--foo': choose from --help, --config, --workdir, --distributed, --config.FIELD (see",
+        ),
+        ([DEMO, "--wrkdir={dir}/run"], "there is no option '--wrkdir': did you mean --workdir?"),
+        ([DEMO, "--workdi={dir}/run"], "there is no option '--workdi': did you mean --workdir?"),  # no abbreviation
+        ([DEMO, "--workdir={dir}/run", "--workdir={dir}/x"], "argument --workdir: is given twice"),
+        ([DEMO, DEMO, "--workdir={dir}/run"], "argument --config: is given twice"),
+        ([DEMO, "--workdir={dir}/run", "--config.epochs=2", "--config.epochs=2"], "--config.epochs: is given twice"),
+        ([DEMO, "--workdir={dir}/run", "--config.epochs"], "argument --config.epochs: expected one argument"),
+        ([DEMO, "--workdir={dir}/run", "--config.FIELD=3"], "config has no field 'FIELD'"),
+        ([DEMO, "--workdir={dir}/run", "extra"], "unrecognized arguments: extra"),
+        (
+            ["--config=dmeo", "--workdir={dir}/run"],
+            "there is no config 'dmeo': choose from benchmark, demo, finetune, folder, metabin, or give a Python file, "
+            "such as ./dmeo.py",
+        ),
+        (["--config=demo.py", "--workdir={dir}/run"], "the config file demo.py does not exist"),
+        (["--config=", "--workdir={dir}/run"], "argument --config: must not be empty"),
         (["--config={dir}/no.py", "--workdir={dir}/run"], "no.py does not exist"),
         ([f"{DEMO}:papre", "--workdir={dir}/run"], "the preset must be one of paper, official; got 'papre'"),
         ([DEMO, "--workdir={dir}/run", "--config.optimizer.alhpa=1"], "did you mean alpha?"),
@@ -138,7 +190,7 @@ def test_what_cannot_be_trained_is_one_sentence_and_no_workdir(capsys, tmp_path,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("from metabin_jax.config import metabin\n\ndef get_config(:", "SyntaxError"),
+        ("from metabin_jax.training.config import metabin\n\ndef get_config(:", "SyntaxError"),
         ("import nothing_of_that_name", "line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         ("x = 1", "KeyError: 'get_config'"),
         (
@@ -162,13 +214,13 @@ def test_a_config_file_of_ones_own_with_a_mistake(capsys, tmp_path, text, messag
 
 def test_options_reach_the_config(capsys, tmp_path, trained):
     options = ["--config", CONFIGS / "metabin.py:official", "--workdir", tmp_path, "--config.optimizer.alpha=1"]
-    status, out, _ = run(capsys, "train", *options, "--config.data.path=a=b", "--config.data.eval_domains=('x', 'y')")
+    status, out, _ = run(capsys, "train", *options, "--config.data.path=a=b", "--config.data.eval_domains", "x,y z")
     assert status == 0
     assert out == f"step 3; metrics, checkpoints, and evaluation.json are in {tmp_path}\n"
     ((config, workdir),) = trained
     assert workdir == str(tmp_path)
     assert (config.preset, config.optimizer.alpha, config.data.path) == ("official", 1.0, "a=b")
-    assert config.data.eval_domains == ("x", "y")
+    assert config.data.eval_domains == ("x", "y z")
 
 
 def test_results_are_printed(capsys):
@@ -185,7 +237,8 @@ def test_results_are_printed(capsys):
         name: dict.fromkeys(metrics, nothing if name == "c" else some) | {"splits": 1, "queries": 7} for name in "abc"
     }
     benchmark = {"results": measured, "published_percent": [], "notes": ["a note"]}
-    cli._print_results({"step": 3, "targets": targets, "benchmark": benchmark}, "w")
+    results = {"file": "evaluation-rerank.json", "step": 3, "targets": targets, "benchmark": benchmark}
+    _print_results(results, "w")
     verified = "verification: TPR 87.6 % at FAR 0.098 %, threshold 0.512 (20 positive, 3,000 negative pairs)"
     number = "50.0 [40.0, 60.0]"
     lines = capsys.readouterr().out.splitlines()
@@ -204,7 +257,7 @@ def test_results_are_printed(capsys):
         f"b: {verified}",
         "c: 1 queries have no valid match and do not count: p",
         "c: verification: TPR n/a at FAR n/a, threshold n/a (0 positive, 9 negative pairs)",
-        "step 3; metrics, checkpoints, evaluation.json and evaluation.md are in w",
+        "step 3; metrics, checkpoints, evaluation-rerank.json and evaluation-rerank.md are in w",
     ]
 
 
@@ -220,16 +273,16 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
     run(capsys, "train", DEMO, f"--workdir={tmp_path}", "--config.optimizer.alpha=1")
     (config, _) = trained.pop()
     train.describe_run(config, tmp_path)
-    status, _, _ = run(capsys, "evaluate", "--workdir", tmp_path)
+    status, _, _ = run(capsys, "evaluate", "--model", tmp_path)
     assert status == 0
     assert trained.pop()[0] == config
 
     overrides = (
-        "--config.data.eval_domains=('mall', 'plaza')",
+        "--config.data.eval_domains=mall,plaza",
         "--config.data.train_domains=mall",
         "--config.eval.policy=ignore",
     )
-    assert run(capsys, "evaluate", *overrides, f"--workdir={tmp_path}")[0] == 0
+    assert run(capsys, "evaluate", *overrides, f"--model={tmp_path}")[0] == 0
     changed, _ = trained.pop()
     assert changed.data.eval_domains == ("mall", "plaza")
     assert changed.data.train_domains == ("mall",)  # an empty tuple takes any
@@ -239,16 +292,17 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --workdir"),
-        (["--workdir="], "argument --workdir: must not be empty"),
-        (["--workdir={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
-        (["--workdir={dir}/run"], "holds no checkpoint: train there first"),
-        (["--workdir={dir}/run", DEMO], "is not an option: they are --workdir=..., --config.FIELD=..."),
-        (["--workdir={dir}/run", "--config.method=bn"], "config.method was fixed by the training"),
-        (["--workdir={dir}/run", "--config.model.name=tiny"], "config.model.name was fixed by the training"),
-        (["--workdir={dir}/run", "--config.eval.polcy=ignore"], "did you mean policy?"),
-        (["--workdir={dir}/run", "--config.eval.policy=x"], "config.eval.policy must be one of"),
-        (["--workdir={dir}/run", "--config.data.eval_domains=()"], "config.data.eval_domains is empty"),
+        ([], "the following arguments are required: --model"),
+        (["--model="], "argument --model: must not be empty"),
+        (["--workdir={dir}/run"], "there is no option '--workdir': choose from --help, --model, "),
+        (["--model={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
+        (["--model={dir}/run"], "holds no checkpoint: train there first"),
+        (["--model={dir}/run", DEMO], "there is no option '--config': did you mean --config.FIELD?"),
+        (["--model={dir}/run", "--config.method=bn"], "config.method was fixed by the training"),
+        (["--model={dir}/run", "--config.model.name=tiny"], "config.model.name was fixed by the training"),
+        (["--model={dir}/run", "--config.eval.polcy=ignore"], "did you mean policy?"),
+        (["--model={dir}/run", "--config.eval.policy=x"], "config.eval.policy must be one of"),
+        (["--model={dir}/run", "--config.data.eval_domains="], "config.data.eval_domains is empty"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence_and_no_change(capsys, tmp_path, arguments, message):
@@ -264,6 +318,9 @@ def test_a_bug_keeps_its_traceback(capsys, tmp_path, monkeypatch):
     """What a library refuses was our mistake: hiding where would help nobody."""
     monkeypatch.setattr(train, "train", lambda config, workdir: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
+        cli.main(["train", DEMO, f"--workdir={tmp_path}"])
+    monkeypatch.setattr(train, "train", lambda config, workdir: list(zip([1], [], strict=True)))
+    with pytest.raises(ValueError, match="zip"):
         cli.main(["train", DEMO, f"--workdir={tmp_path}"])
     monkeypatch.setattr(train, "train", lambda config, workdir: Path("/no/such/file").read_text())
     assert "No such file or directory: '/no/such/file'" in refused(capsys, "train", DEMO, f"--workdir={tmp_path}")
@@ -284,10 +341,12 @@ def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     assert "Traceback" not in err and "WARNING" not in err
     saved = json.loads((tmp_path / "evaluation.json").read_text())
 
-    status, out, err = run(capsys, "evaluate", f"--workdir={tmp_path}", "--config.data.eval_domains=('mall',)")
+    status, out, err = run(capsys, "evaluate", f"--model={tmp_path}", "--config.data.eval_domains=mall")
     assert (status, err) == (0, "")
     assert "\nmall    ours" in out
-    assert list(json.loads((tmp_path / "evaluation.json").read_text())["targets"]) == ["mall"]
+    assert out.endswith(f"evaluation-domains=mall.json and evaluation-domains=mall.md are in {tmp_path}\n")
+    assert list(json.loads((tmp_path / "evaluation-domains=mall.json").read_text())["targets"]) == ["mall"]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == saved
 
-    assert run(capsys, "evaluate", f"--workdir={tmp_path}")[0] == 0
+    assert run(capsys, "evaluate", f"--model={tmp_path}")[0] == 0
     assert json.loads((tmp_path / "evaluation.json").read_text()) == saved

@@ -1,7 +1,9 @@
+import itertools
 import os
 
 import numpy as np
 import pytest
+import tqdm.std
 from PIL import Image
 
 from metabin_jax.data import cache
@@ -164,9 +166,12 @@ def test_missing_image_and_no_records(tmp_path):
         load_images([], SIZE, tmp_path / "cache")
 
 
-def test_progress_is_shown_for_many_images(tmp_path, capsys):
+def test_progress_is_shown_if_decoding_takes_long(tmp_path, capsys, monkeypatch):
     pattern("RGB").save(tmp_path / "1.png")
-    load_images([record(tmp_path / "1.png")] * 1001, SIZE, tmp_path / "cache")
-    assert "decoding images: 1001 of 1001\n" in capsys.readouterr().err
+    monkeypatch.setattr(tqdm.std, "time", lambda: 0.0)
     load_images([record(tmp_path / "1.png")] * 1000, SIZE, tmp_path / "cache")
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(tqdm.std, "time", itertools.count().__next__)  # a second passes at every look at the clock
+    load_images([record(tmp_path / "1.png")] * 1001, SIZE, tmp_path / "cache")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("decoding images: 1001/1001, ")

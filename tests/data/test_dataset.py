@@ -59,6 +59,24 @@ def test_the_synthetic_records_are_those_of_the_drawn_images(monkeypatch):
         dataset.read("synthetic", "", ("moon",))
 
 
+def test_a_source_of_ones_own_is_registered(monkeypatch, tmp_path):
+    """Its images come from its own function; without one, from the files that the records name."""
+    records = [*shop("a", (1, 1, "all"), (2, 1, "all")), *shop("b", (1, 2, "all"))]
+
+    def images(records, size, cache_dir):
+        return np.stack([np.full((*size, 3), record.pid, np.uint8) for record in records])
+
+    monkeypatch.setitem(dataset.SOURCES, "mine", dataset.Source(lambda path, domains: records, images))
+    read = dataset.read("mine", "", ("b", "a"))
+    assert read == [records[2], *records[:2]]
+    assert dataset.load_images("mine", read, (2, 1), "")[:, 0, 0, 0].tolist() == [1, 1, 2]
+    with pytest.raises(ValueError, match="no domain 'z' in the data, which has a, b"):
+        dataset.read("mine", "", ("z",))
+    monkeypatch.setitem(dataset.SOURCES, "mine", dataset.Source(lambda path, domains: records))
+    with pytest.raises(FileNotFoundError, match=r"Image \S*b/0\.png does not exist"):
+        dataset.load_images("mine", read, (2, 1), str(tmp_path))
+
+
 def test_images_come_with_their_records(folder, tmp_path):
     records = dataset.read("folder", str(folder), ("b", "a"))
     images = dataset.load_images("folder", records, (8, 4), str(tmp_path / "cache"))

@@ -130,10 +130,10 @@ HEADER = "path,pid,camid,domain,split\n"
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "header must be path,pid,camid,domain"),
-        ("path;pid;camid;domain\n", r"not 'path;pid;camid;domain'\."),
-        ("path,pid,camid,domain,splt\n", "header must be"),
-        ("path,pid,camid,domain,pid\n", "header must be"),
+        ("", "header must have path, pid, camid, domain, and may have split; it is ''"),
+        ("path;pid;camid;domain\n", r"it is 'path;pid;camid;domain'\."),
+        ("path,pid,camid,domain,splt\n", "header must have path, pid"),
+        ("path,pid,camid,domain,pid\n", "header must have path, pid"),
         (HEADER, "lists no image"),
         (HEADER + "1.jpg,-1,1,a,all\n", "lists no image"),
         (HEADER + "1.jpg,1,1,a,all\n1.jpg,1,x,a,all\n", r"line 3, column camid: 'x' is not a whole number\."),

@@ -70,7 +70,8 @@ def test_domains_can_be_split(name):
         assert images == (90 if domains == 15 else 96)  # 96 does not divide by 15
         assert batch["ids_per_batch"] * batch["images_per_id"] == images  # the preset `official`
         assert protocol.overrides["optimizer.decay_epochs"] == (50, 90)
-        assert protocol.overrides["meta.cross_entropy"] is True
+        for losses in ("meta.train_losses", "meta.test_losses"):
+            assert protocol.overrides[losses][-2:] == ("triplet", "cross_entropy")
         assert protocol.overrides["meta.gamma"] == (0.2 if protocol.sources == ("market1501",) else 0.5)
 
 

@@ -190,11 +190,11 @@ def test_synthetic_people_are_written_as_they_are(tmp_path):
 
 def test_fields_of_the_command_line_count_last(tmp_path):
     """After the fields of the setting, of supervised rows and of --smoke; halves are written at the chosen size."""
-    fields = {"data.height": "48", "data.width": "40", "batch.images_per_id": "3", "meta.cross_entropy": "False"}
+    fields = {"data.height": "48", "data.width": "40", "batch.images_per_id": "3", "meta.test_losses": "triplet"}
     setting = Setting("synthetic", smoke=True, overrides=fields)
     found = setting.config("underpass", True, tmp_path)
     assert (found.data.height, found.data.width) == (48, 40) and found.batch.images_per_id == 3
-    assert found.meta.cross_entropy is False and found.data.domain_by == "camera"
+    assert found.meta.test_losses == ("triplet",) and found.data.domain_by == "camera"
     setting.halve("underpass", tmp_path)
     (first, *_) = dataset.read("csv", str(tmp_path / "halves" / "underpass.csv"))
     with Image.open(first.path) as image:
@@ -211,7 +211,11 @@ def test_the_papers_setting_is_its_protocol(tmp_path):
     config.check(supervised)
     assert supervised.data.train_domains == supervised.data.eval_domains == ("market1501",)
     assert supervised.data.train_splits == ("train",) and supervised.data.domain_by == "camera"
-    assert (supervised.epochs, supervised.meta.gamma, supervised.meta.cross_entropy) == (120, 0.2, True)
+    assert (supervised.epochs, supervised.meta.gamma, supervised.meta.test_losses) == (
+        120,
+        0.2,
+        ("triplet", "cross_entropy"),
+    )
 
 
 def test_a_study_of_a_folder_runs_supervised_rows_on_each_domain(tmp_path):

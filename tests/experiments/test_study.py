@@ -152,7 +152,7 @@ def test_default_results_without_a_setting_are_not_mixed_with_others(trained, tm
         (["--config.epochs=many"], "config.epochs must be"),
         (["--config.seed=3"], "--config.seed: a study sets this field itself, choose it by --seeds"),
         (["--config.method=bn"], "--config.method: a study sets this field itself, choose it by --rows"),
-        (["--config.meta.cross_entropy=True"], "the row 'MetaBIN: Lce, fixed' sets config.meta.cross_entropy"),
+        (["--config.meta.test_losses=triplet"], "the row 'MetaBIN: Lce, fixed' sets config.meta.test_losses"),
         (["--confg.epochs=2"], "unrecognized arguments: --confg.epochs=2"),
         (["--seed=2"], "unrecognized arguments: --seed=2"),
     ],

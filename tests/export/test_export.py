@@ -18,7 +18,7 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed
 from metabin_jax.export import FORMATS, formats, run
 from metabin_jax.export.inference import embedder
-from metabin_jax.norm import LAYERS
+from metabin_jax.norm import LAYERS, Affine, BatchNorm, Norm
 from metabin_jax.training import train
 from metabin_jax.training.checkpoint import Checkpoints
 
@@ -92,6 +92,42 @@ def test_the_reduced_net_is_the_net(norm, library):
     changed = {**variables, "params": {**variables["params"], "backbone": {**backbone, "stem": stem}}}
     wrong = jax.jit(embedder(model, changed, HEIGHT, WIDTH, library))
     assert np.abs(wrong(IMAGE_NHWC) - expected_ND).max() > 1e-3
+
+
+class Gated(Norm):
+    """A layer from outside the package: a gate between xB and xI."""
+
+    @nn.compact
+    def affine(self, channels, batch=None):
+        gate_C = self.vector("gate_scale", nn.initializers.constant(0.5), channels)
+        batch_C, shift_C = self.batch_branch(channels, batch)
+        return Affine(gate_C * batch_C, 1 - gate_C, gate_C * shift_C)
+
+
+class Twice(Norm):
+    """With submodules, of which one has no instance branch."""
+
+    def setup(self):
+        self.inner = BatchNorm()
+        self.gated = Gated()
+
+    def affine(self, channels, batch=None):
+        both = self.inner.affine(channels, batch), self.gated.affine(channels, batch)
+        return Affine(both[0].batch_C + both[1].batch_C, both[1].instance_C, both[0].shift_C + both[1].shift_C)
+
+
+@pytest.mark.parametrize("layer", [Gated, Twice])
+def test_a_layer_from_outside_the_package(monkeypatch, layer):
+    monkeypatch.setitem(LAYERS, layer.__name__, (layer, BatchNorm))
+    model, variables, expected_ND = net(norm=layer.__name__)
+    reduced = jax.jit(embedder(model, variables, HEIGHT, WIDTH, library=True))
+    np.testing.assert_allclose(reduced(IMAGE_NHWC), expected_ND, atol=2e-6)
+    assert ops(model, variables)["ReduceSum"] > 2, "it has an instance branch"
+    _, updated = jax.jit(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"]))(
+        jnp.ones((4, 32, 24, 3))
+    )
+    old, new = variables["batch_stats"]["backbone"]["stem_norm"], updated["batch_stats"]["backbone"]["stem_norm"]
+    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True))
 
 
 def test_layers_with_rho_1_need_no_moments():
@@ -195,7 +231,7 @@ def workdir(tmp_path_factory):
 
 
 def command(capsys, workdir, output, to, *more):
-    status = cli.main(["export", f"--workdir={workdir}", f"--to={to}", f"--output={output}", *more])
+    status = cli.main(["export", f"--model={workdir}", f"--to={to}", f"--output={output}", *more])
     return status, *capsys.readouterr()
 
 
@@ -215,9 +251,11 @@ def test_export_by_command(capsys, tmp_path, workdir):
 
     config = (workdir / "config.json").read_text()
     assert json.loads(config)["model"]["dtype"] == "bfloat16"
-    status, out, _ = command(capsys, workdir, tmp_path / "net.bin", "stablehlo", "--config.data.eval_domains=()")
+    status, out, _ = command(
+        capsys, workdir, tmp_path / "net.bin", "stablehlo", "--overwrite", "--config.data.eval_domains="
+    )
     assert status == 0
-    assert out.startswith("underpass (drawn): 80 images, ")
+    assert out.startswith("underpass (synthetic): 80 images, ")
     assert (workdir / "config.json").read_text() == config
 
 
@@ -230,7 +268,7 @@ def test_a_changed_weight_is_found_and_leaves_no_file(capsys, tmp_path, workdir,
     monkeypatch.setitem(FORMATS, "stablehlo", FORMATS["stablehlo"]._replace(write=wrong))
     (tmp_path / "old").write_text("of an earlier export")
     for name in ("new", "old"):
-        status, out, err = command(capsys, workdir, tmp_path / name, "stablehlo")
+        status, out, err = command(capsys, workdir, tmp_path / name, "stablehlo", "--overwrite")
         assert (status, out) == (2, "")
         assert err.startswith("metabin export: the stablehlo file differs from JAX by ")
         assert err.endswith(f"more than 1e-04: {tmp_path / name} was not written\n")
@@ -275,18 +313,18 @@ def test_what_cannot_be_exported_is_one_sentence_and_no_file(capsys, tmp_path, w
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("to", ["onnx", "tflite", "tflite-int8"])
+@pytest.mark.parametrize("to", list(FORMATS))
 def test_a_missing_package_is_named_with_what_installs_it(capsys, tmp_path, workdir, monkeypatch, to):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     status, out, err = command(capsys, workdir, tmp_path / "net", to)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    needs = " and ".join(FORMATS[to].needs)
-    assert err.startswith(f"metabin export: --to={to} needs {needs}: pip install 'metabin_jax[")
+    needs, extra = " and ".join(FORMATS[to].needs).replace("_", "-"), "tflite" if "tflite" in to else "export"
+    assert err.startswith(f"metabin export: --to={to} needs {needs}: pip install 'metabin_jax[{extra}]'")
     assert not list(tmp_path.iterdir())
 
 
 def test_help_names_every_format(capsys):
     assert cli.main(["export", "--help"]) == 0
     out, _ = capsys.readouterr()
-    assert all(f"--to={to} " in out for to in FORMATS)
+    assert all(f"\n  {to} " in out for to in FORMATS)
     assert max(map(len, out.splitlines())) <= 120

@@ -141,11 +141,11 @@ def half_of_an_old_one(path):
         ("x.pth", lambda path: path.mkdir(), "x.pth is a folder: give the file"),
         ("x.pth", lambda path: path.write_bytes(b""), "x.pth is empty"),
         ("x.pth", lambda path: path.write_bytes(b"hello world"), "x.pth is damaged or holds more than"),
-        ("x.safetensors", lambda path: path.write_bytes(b"hello world"), "x.safetensors is no safetensors file or is"),
+        ("x.safetensors", lambda path: path.write_bytes(b"hello world"), "x.safetensors is damaged or not a safe"),
         ("x.pth", half, "x.pth is damaged"),
         ("x.pth", half_of_an_old_one, "x.pth is damaged"),
         ("x.pth", one_bit, "the checksum of"),
-        ("x.safetensors", unknown_type, "x.safetensors is no safetensors file or is"),
+        ("x.safetensors", unknown_type, "x.safetensors is damaged or not a safe"),
         ("x.pth", compressed, "content is compressed"),
         ("x.pth", lambda path: write_torch(path, [1, 2]), "x.pth holds no state dict"),
         ("x.pth", lambda path: write_torch(path, {}), "x.pth holds no state dict"),
@@ -177,5 +177,7 @@ def test_a_tensor_that_claims_to_be_huge_costs_nothing(tmp_path):
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
     (tmp_path / name).write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"install metabin_jax\[{package}\] to read"):
+    with pytest.raises(
+        ValueError, match=rf"^reading \S*{name} needs {package}: pip install 'metabin_jax\[{package}\]'"
+    ):
         torch_files.read(tmp_path / name)

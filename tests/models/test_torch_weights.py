@@ -246,16 +246,16 @@ def released(**changes):
 @pytest.mark.parametrize(
     ("state", "norm", "message"),
     [
-        (lambda: {"a.weight": torch.ones(1)}, "metabin", "the names of no known project (a.weight, ...)"),
-        (lambda: projects.ResNet().state_dict(), "metabin", "holds a ResNet-50, but the model is none"),
+        (lambda: {"a.weight": torch.ones(1)}, "metabin", "the names of no known project (a.weight); known are"),
+        (lambda: projects.ResNet().state_dict(), "metabin", "holds a ResNet-50, but the model is another net"),
         (lambda: without(released(), "backbone.layer1.bn.gate"), "metabin", "missing in the file (rho/backbone/stem_"),
         (lambda: without(released(), "heads.classifier_norm.weight"), "metabin", "missing in the file (params/bnneck"),
         (lambda: released(**{"heads.classifier_norm.bias": torch.ones(32)}), "metabin", "norm.bias [32])"),
         (released, "bn", "gate"),
         (lambda: tiny() | {"conv1.bn.bias": torch.full((8,), torch.nan)}, "metabin", "in conv1.bn.bias that are not"),
         (lambda: tiny() | {"conv1.bn.running_var": -torch.ones(8)}, "metabin", "var that are negative"),
-        (lambda: tiny() | {"conv1.bn.bias": torch.ones(8).to(torch.int8)}, "metabin", "bias that are int8 and"),
-        (lambda: tiny() | {"conv1.bn.bias": torch.ones(8) + 1j}, "metabin", "conv1.bn.bias that are complex64 and no"),
+        (lambda: tiny() | {"conv1.bn.bias": torch.ones(8).to(torch.int8)}, "metabin", "bias that are int8, not fl"),
+        (lambda: tiny() | {"conv1.bn.bias": torch.ones(8) + 1j}, "metabin", "conv1.bn.bias that are complex64, not fl"),
         (lambda: {"epoch": 3, "conv1.conv.weight": torch.ones(1)}, "metabin", "holds 'epoch', a int where"),
     ],
 )  # fmt: skip
@@ -267,5 +267,5 @@ def test_a_state_dict_that_does_not_fit(state, norm, message):
 
 def test_two_names_for_one_of_ours():
     state = projects.ResNet().state_dict() | {"classifier.weight": torch.ones(7, 2048)}
-    with pytest.raises(ValueError, match=r"has fc\.weight and classifier\.weight, which are one to us"):
+    with pytest.raises(ValueError, match=r"has fc\.weight and classifier\.weight for one array of ours"):
         models.load_torch(state, fresh("resnet50"))

@@ -154,12 +154,13 @@ def test_a_manifest_is_examined_too(tmp_path, capsys):
     assert out.endswith("1 images, 0 of them broken\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
-def test_one_path_is_asked_for(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [([], "the following arguments are required: PATH"), (["a", "b"], "unrecognized arguments: b")],
+)
+def test_one_path_is_asked_for(arguments, problem, capsys):
     assert cli.main(["doctor", *arguments]) == 2
-    assert capsys.readouterr().err == (
-        "metabin doctor: give one PATH: a data set, a folder of domains or a CSV manifest\n"
-    )
+    assert capsys.readouterr().err == f"metabin doctor: {problem} (see metabin doctor --help)\n"
 
 
 def test_what_is_none_of_these_is_one_sentence(tmp_path, capsys):

@@ -114,7 +114,7 @@ def report(capsys, *arguments):
 def test_the_report_of_a_real_run(capsys, straight):
     workdir, result = straight
     before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
-    assert report(capsys, workdir) == (0, f"{workdir}/report.html\n", "")
+    assert report(capsys, f"--model={workdir}") == (0, f"{workdir}/report.html\n", "")
     text = (workdir / "report.html").read_text(encoding="utf-8")
     scores = result["targets"]["west"]
     for name in ("R-1", "R-5", "R-10", "mAP", "mINP"):
@@ -122,27 +122,32 @@ def test_the_report_of_a_real_run(capsys, straight):
     assert f"({rows(workdir)[-1]['base/triplet']:.4g} at last)" in text
     assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
     assert sorted(path.suffix for path in workdir.iterdir() if "report" in path.name) == [".html"]
+    assert "report.html exists: give --overwrite" in report(capsys, f"--model={workdir}")[2]
+    assert report(capsys, f"--model={workdir}", "--overwrite")[0] == 0
+    assert (workdir / "report.html").read_text(encoding="utf-8") == text
 
 
 def test_a_report_elsewhere_about_the_training_alone(capsys, straight, tmp_path):
     output = tmp_path / "page.html"
-    assert report(capsys, straight[0], f"--output={output}", "--config.data.eval_domains=()")[0] == 0
+    assert report(capsys, f"--model={straight[0]}", f"--output={output}", "--config.data.eval_domains=")[0] == 0
     assert "No domain was evaluated" in output.read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((straight[0] / "config.json").read_text())
+    run = f"--model={straight[0]}"
     for arguments, message in (
-        ([], "RUN is missing"),
-        (["--output=x"], "RUN is missing"),
-        ([tmp_path / "no"], "no/config.json does not exist: name a workdir of metabin train"),
-        ([tmp_path / "run"], "holds no checkpoint: train there first"),
-        ([straight[0], "--outptu=x"], "'--outptu=x' is not an option"),
-        ([straight[0], "--config.method=bn"], "config.method was fixed by the training"),
-        ([straight[0], "--config.data.eval_domains=moon"], "Domain 'moon' is not in"),
-        ([straight[0], f"--output={tmp_path}"], "cannot be written: it is a folder"),
-        ([straight[0], f"--output={tmp_path}/no/page.html"], "cannot be written: there is no folder"),
+        ([], "the following arguments are required: --model"),
+        (["--output=x"], "the following arguments are required: --model"),
+        ([straight[0]], "the following arguments are required: --model"),
+        ([f"--model={tmp_path / 'no'}"], "no/config.json does not exist: name a workdir of metabin train"),
+        ([f"--model={tmp_path / 'run'}"], "holds no checkpoint: train there first"),
+        ([run, "--outptu=x"], "there is no option '--outptu': did you mean --output?"),
+        ([run, "--config.method=bn"], "config.method was fixed by the training"),
+        ([run, f"--output={tmp_path}/page.html", "--config.data.eval_domains=moon"], "Domain 'moon' is not in"),
+        ([run, f"--output={tmp_path}"], "cannot be written: it is a folder"),
+        ([run, f"--output={tmp_path}/no/page.html"], "cannot be written: there is no folder"),
     ):
         status, out, err = report(capsys, *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
@@ -150,7 +155,10 @@ def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, mon
     for module in ("metabin_jax.report", "metabin_jax.report.page"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert "the report needs jinja2: pip install 'metabin_jax[report]'" in report(capsys, straight[0])[2]
+    assert (
+        "the report needs jinja2: pip install 'metabin_jax[report]'"
+        in report(capsys, run, f"--output={tmp_path / 'new.html'}")[2]
+    )
 
 
 def test_a_failure_leaves_the_page_before(straight, tmp_path, monkeypatch):

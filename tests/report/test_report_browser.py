@@ -11,7 +11,8 @@ from tiny_run import draw_folder, pixel_nets, tiny_config
 pytest.importorskip("jinja2", reason="the report is a jinja2 template")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
 QUIET = (
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

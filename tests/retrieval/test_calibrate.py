@@ -7,7 +7,7 @@ import pytest
 from some_features import MADE_BY, some_features
 
 from metabin_jax import cli
-from metabin_jax.evaluation import verification
+from metabin_jax.evaluation import thresholds, verification
 from metabin_jax.retrieval import calibrate as module
 from metabin_jax.retrieval import features, search
 from metabin_jax.retrieval.calibrate import calibrate
@@ -43,10 +43,11 @@ def pairs_by_hand(one):
     return found
 
 
-@pytest.mark.parametrize("block", [4_000_000, 50])
+@pytest.mark.parametrize("tile", [(1024, 4096), (5, 7)])
 @pytest.mark.parametrize("far", [0.01, 0.1, 0.5])
-def test_threshold_and_rates_are_those_of_a_loop_over_pairs(monkeypatch, block, far):
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block)
+def test_threshold_and_rates_are_those_of_a_loop_over_pairs(monkeypatch, tile, far):
+    monkeypatch.setattr(thresholds, "_QUERY_ROWS", tile[0])
+    monkeypatch.setattr(thresholds, "_GALLERY_ROWS", tile[1])
     one = people()
     result = calibrate(one, far)
     pairs = pairs_by_hand(one)
@@ -169,8 +170,8 @@ def test_what_the_command_writes_is_what_search_reads(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: images"),
-        (["{dir}"], "is no feature file: --checkpoint=RUN says with which net to embed it"),
+        ([], "the following arguments are required: IMAGES"),
+        (["{dir}"], "is not a feature file: --model=RUN names the run that embeds it"),
         (["{dir}/f.npz", "--far=1"], "--far: must be a number between 0 and 1, not '1'"),
         (["{dir}/f.npz", "--far=few"], "--far: must be a number between 0 and 1, not 'few'"),
         (["{dir}/f.npz", "--far=0.0001"], "is n/a: it needs 10,000 pairs"),

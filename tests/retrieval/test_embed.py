@@ -18,6 +18,7 @@ from metabin_jax.evaluation import embed as embed_array
 from metabin_jax.retrieval import encoder as embed
 from metabin_jax.retrieval import features
 from metabin_jax.retrieval.encoder import embed_images
+from metabin_jax.training import trained
 from metabin_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_net")
@@ -56,7 +57,7 @@ def pictures(tmp_path_factory):
 
 def test_features_of_a_folder_are_those_of_the_evaluation(capsys, straight, pictures, tmp_path):
     output = tmp_path / "f.npz"
-    status, out, err = run(capsys, "embed", pictures, f"--checkpoint={straight[0]}", f"--output={output}")
+    status, out, err = run(capsys, "embed", pictures, f"--model={straight[0]}", f"--output={output}")
     assert (status, err) == (0, "")
     found = features.read(output)
     assert out == f"35 features of {found.feature.shape[1]} numbers are in {output}\n"
@@ -103,7 +104,7 @@ def test_broken_images_are_left_out_and_named(capsys, straight, pictures, tmp_pa
     listed = ["empty.png", *rows[:3], "half.png", "text.png", rows[3], "no.png"]
     (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in listed), encoding="utf-8")
     output = tmp_path / "f.npz"
-    arguments = (f"--checkpoint={straight[0]}", f"--output={output}")
+    arguments = (f"--model={straight[0]}", f"--output={output}")
     status, out, err = run(capsys, "embed", tmp_path / "list.csv", *arguments)
     assert status == 1 and out.startswith("4 features")
     broken = ", ".join(str(tmp_path / f"{name}.png") for name in ("empty", "half", "text", "no"))
@@ -123,7 +124,7 @@ def test_at_most_five_broken_images_are_named(capsys, straight, pictures, tmp_pa
     (tmp_path / "good.png").write_bytes((pictures / "east" / "0000_c1_0.png").read_bytes())
     for number in range(7):
         (tmp_path / f"{number}.png").write_bytes(b"")
-    status, _, err = run(capsys, "embed", tmp_path, f"--checkpoint={straight[0]}", f"--output={tmp_path / 'f.npz'}")
+    status, _, err = run(capsys, "embed", tmp_path, f"--model={straight[0]}", f"--output={tmp_path / 'f.npz'}")
     assert status == 1 and err.startswith("7 of 8 images") and err.endswith(f"{tmp_path / '4.png'}, ...\n")
 
 
@@ -152,7 +153,7 @@ def test_an_interrupted_embedding_leaves_no_file(straight, pictures, tmp_path, m
     embed_batches = embed.embed_batches
     monkeypatch.setattr(embed, "embed_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cli.main(["embed", str(pictures), f"--checkpoint={straight[0]}", f"--output={tmp_path / 'f.npz'}"])
+        cli.main(["embed", str(pictures), f"--model={straight[0]}", f"--output={tmp_path / 'f.npz'}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,7 +181,7 @@ def test_decoding_runs_ahead_in_threads_but_not_far(monkeypatch):
 def test_a_folder_searched_in_itself_is_embedded_once(capsys, straight, pictures, monkeypatch):
     embedded = []
     monkeypatch.setattr(embed, "embed_images", lambda *given: embedded.append(1) or embed_images(*given))
-    options = (f"--query={pictures}", f"--gallery={pictures}", f"--checkpoint={straight[0]}", "-k", 1)
+    options = (f"--query={pictures}", f"--gallery={pictures}", f"--model={straight[0]}", "-k", 1)
     status, out, err = run(capsys, "search", *options)
     assert (status, err, embedded) == (0, "queries that are in the gallery and left out of their own lists: 35\n", [1])
     assert len(out.splitlines()) == 2 * 35
@@ -190,40 +191,32 @@ def test_the_decoding_is_that_of_the_cache():
     assert embed.decode_image is cache.decode_image
 
 
-def test_progress(capsys, monkeypatch):
-    now = iter([0.0, 1.0, 3.0, 5.0])
-    monkeypatch.setattr(embed.time, "monotonic", lambda: next(now))
-    with embed._Progress(1000) as progress:
-        for done in (100, 200, 400, 600):
-            progress.show(done)
-    # Since the first batch, which waits for the compilation: 300 images in 3 s, 500 in 5 s; too early after 1 s.
-    lines = ["embedding: 400/1000  100 images/s  ETA 0:00:06", "embedding: 600/1000  100 images/s  ETA 0:00:04"]
-    assert capsys.readouterr().err == "".join(f"{line}\n" for line in lines)
-
-
 def test_the_digest_tells_weights_apart(straight):
     variables = embed.load_encoder(straight[0]).variables
-    digest = embed._digest(variables)
-    assert digest == embed._digest(dict(reversed(variables.items())))
+    digest = trained._digest(variables)
+    assert digest == trained._digest(dict(reversed(variables.items())))
     kernel = variables["params"]["classifier"]["kernel"].copy()
     kernel[0, 0] += 1e-6
     changed = variables | {"params": variables["params"] | {"classifier": {"kernel": kernel}}}
-    assert embed._digest(changed) != digest
+    assert trained._digest(changed) != digest
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: path, --checkpoint"),
-        (["{pictures}"], "the following arguments are required: --checkpoint"),
-        (["{pictures}", "--checkpoint={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
-        (["{pictures}", "--checkpoint={dir}/fresh"], "holds no checkpoint: train there first"),
-        (["{dir}/no", "--checkpoint={run}"], "no does not exist: name a folder of images"),
-        (["{dir}/empty", "--checkpoint={run}"], "empty holds no image"),
-        (["{pictures}", "--checkpoint={run}", "--output={dir}/f.txt"], "f.txt: the name of a feature file ends in"),
-        (["{pictures}", "--checkpoint={run}", "--output={dir}/no/f.npz"], "there is no folder"),
-        (["{pictures}", "--checkpoint={run}", "--strict"], "unrecognized arguments: --strict"),
-        (["{pictures}", "--check={run}"], "the following arguments are required: --checkpoint"),
+        ([], "the following arguments are required: IMAGES, --model"),
+        (["{pictures}"], "the following arguments are required: --model"),
+        (["{pictures}", "--model={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
+        (["{pictures}", "--model={dir}/fresh"], "holds no checkpoint: train there first"),
+        (["{dir}/no", "--model={run}"], "no does not exist: name a folder of images"),
+        (["{dir}/empty", "--model={run}"], "empty holds no image"),
+        (["{pictures}", "--model={run}", "--output={dir}/f.txt"], "f.txt: the name of a feature file ends in"),
+        (["{pictures}", "--model={run}", "--output={dir}/no/f.npz"], "there is no folder"),
+        (
+            ["{pictures}", "--model={run}", "--strict"],
+            "there is no option '--strict': choose from --help, --model, --output, --overwrite",
+        ),
+        (["{pictures}", "--mod={run}"], "there is no option '--mod': did you mean --model?"),
     ],
 )
 def test_errors_are_one_sentence(capsys, straight, pictures, tmp_path, arguments, message):
@@ -241,22 +234,22 @@ def test_errors_are_one_sentence(capsys, straight, pictures, tmp_path, arguments
 def test_weights_that_are_not_finite_are_refused(straight, pictures):
     encoder = embed.load_encoder(straight[0])
     encoder.variables["params"]["backbone"]["Dense_0"]["kernel"][:] = np.nan
-    with pytest.raises(ValueError, match="features are not finite: the weights in"):
+    with pytest.raises(ValueError, match="features are not finite: check the weights in"):
         embed.embed_images(encoder, list_images(pictures / "film"))
 
 
 def test_from_images_to_same_or_different(capsys, straight, pictures, tmp_path):
     """The three commands in a row, against a sort in numpy."""
     gallery, threshold, table = tmp_path / "west.npz", tmp_path / "t.json", tmp_path / "r.csv"
-    checkpoint = f"--checkpoint={straight[0]}"
-    assert run(capsys, "embed", pictures / "west", checkpoint, f"--output={gallery}")[0] == 0
+    model = f"--model={straight[0]}"
+    assert run(capsys, "embed", pictures / "west", model, f"--output={gallery}")[0] == 0
     status, out, err = run(capsys, "calibrate", gallery, "--far=0.1", f"--output={threshold}")
     assert (status, err) == (0, "") and out.startswith("threshold ") and "95 % interval" in out
     calibrated = json.loads(threshold.read_text())
     assert (calibrated["positive_pairs"], calibrated["negative_pairs"]) == (4 * 4, 16 * 12 // 2)
 
     query = pictures / "west" / "0002_c1_1.png"
-    arguments = (f"--query={query}", f"--gallery={gallery}", checkpoint, f"--threshold={threshold}")
+    arguments = (f"--query={query}", f"--gallery={gallery}", model, f"--threshold={threshold}")
     status, out, err = run(capsys, "search", *arguments, "-k", 99, f"--output={table}")
     assert status == 0 and out.splitlines()[0] == f"{table} has 15 rows (queries: 1)"
     assert "calibrated for 0.1 of pairs of different people above it" in out

@@ -52,12 +52,17 @@ def test_what_the_presets_disagree_on():
         ("meta.first_order", "true", True),
         ("data.path", "", ""),
         ("data.path", "a=b c", "a=b c"),
-        ("data.eval_domains", "('a', 'b-c')", ("a", "b-c")),
-        ("data.eval_domains", "['a']", ("a",)),
-        ("data.eval_domains", "()", ()),
+        ("data.eval_domains", "a,b-c", ("a", "b-c")),
+        ("data.eval_domains", "a, b c", ("a", "b c")),
+        ("data.eval_domains", '"a,b",c', ("a,b", "c")),
+        ("data.eval_domains", "7", ("7",)),
+        ("data.eval_domains", "", ()),
         ("data.eval_domains", "mall", ("mall",)),
-        ("optimizer.decay_epochs", "(3,)", (3,)),
+        ("data.train_splits", "train,query", ("train", "query")),
+        ("optimizer.decay_epochs", "40,70", (40, 70)),
+        ("optimizer.decay_epochs", "2.5, 3", (2.5, 3)),
         ("optimizer.decay_epochs", "3", (3,)),
+        ("optimizer.decay_epochs", "", ()),
     ],
 )
 def test_override(field, text, value):
@@ -67,6 +72,8 @@ def test_override(field, text, value):
     for name in field.split("."):
         got = got[name]
     assert (type(got), got) == (type(value), value)
+    if isinstance(value, tuple):
+        assert list(map(type, got)) == list(map(type, value))
 
 
 @pytest.mark.parametrize(
@@ -77,17 +84,19 @@ def test_override(field, text, value):
         ("optimizer.alhpa", "1", "config.optimizer has no field 'alhpa': did you mean alpha?"),
         ("seed.x", "1", "config.seed is no group: it has no field 'x'"),
         ("optimizer", "1", "config.optimizer is a group: set its fields, such as config.optimizer.alpha"),
-        ("preset", "official", "--config=FILE:PRESET"),
+        ("preset", "official", "--config=NAME:PRESET"),
         ("seed", "1.5", "config.seed must be a whole number; got '1.5'"),
         ("seed", "None", "config.seed must be a whole number; got 'None'"),
         ("meta.gamma", "big", "config.meta.gamma must be a number; got 'big'"),
         ("meta.first_order", "maybe", "config.meta.first_order must be True or False; got 'maybe'"),
         (
             "data.eval_domains",
-            "(",
-            "config.data.eval_domains must be a tuple as in Python, such as \"('a', 'b')\"; got '('",
+            'a,"b',
+            "config.data.eval_domains must be a tuple, on the command line a,b; got 'a,\"b'",
         ),
-        ("data.eval_domains", "a,b", "config.data.eval_domains must be a tuple"),
+        ("optimizer.decay_epochs", "a,b", "config.optimizer.decay_epochs must be a tuple"),
+        ("optimizer.decay_epochs", "40,nan", "config.optimizer.decay_epochs must be a tuple"),
+        ("optimizer.decay_epochs", "(40, 70)", "config.optimizer.decay_epochs must be a tuple"),
     ],
 )
 def test_an_override_that_cannot_be(field, text, message):
@@ -135,12 +144,18 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"meta__beta_high": 1e-5}, "config.meta.beta_high must be 0.001 or more; got 1e-05"),
         ({"data__protocol": "p9"}, "There is no protocol 'p9'; known are paper, "),
         ({"data__protocol": "paper"}, "config.data.train_domains is (), but ('cuhk02', 'cuhk03', 'market1501', "),
-        ({"data__train_splits": ()}, "config.data.train_splits must name some of ('train', 'query', 'gallery', 'all')"),
+        ({"data__train_splits": ()}, "config.data.train_splits must name some of train, query, gallery, all"),
         ({"data__train_splits": ("test",)}, "config.data.train_splits must name some of"),
-        ({"loss__base": ()}, "config.loss.base must name some of ('cross_entropy', 'triplet'), each once; got ()"),
+        (
+            {"loss__base": ()},
+            "some of cross_entropy, triplet, scatter, shuffle, each once; got ()",
+        ),
         ({"loss__base": ("triplet", "triplet")}, "config.loss.base must name some of"),
-        ({"meta__train_losses": ()}, "config.meta.train_losses must name some of ('scatter', 'shuffle', 'triplet')"),
-        ({"meta__test_losses": ("shuffle",)}, "config.meta.test_losses must name some of ('triplet',), each once"),
+        ({"meta__train_losses": ()}, "config.meta.train_losses must name some of cross_entropy, triplet, scatter"),
+        (
+            {"meta__test_losses": ("centre",)},
+            "config.meta.test_losses must name some of cross_entropy, triplet",
+        ),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),
         ({"data__path": ""}, "config.data.path is empty: say where the folder data is, --config.data.path="),
         ({"data__eval_domains": (1,)}, "config.data.eval_domains must name domains, each once; got (1,)"),
@@ -163,7 +178,7 @@ def test_a_config_that_cannot_work(fields, message):
 def test_a_field_that_is_missing():
     incomplete = config()
     del incomplete.meta.gamma
-    with pytest.raises(ValueError, match=r"config\.meta\.gamma is missing: start from metabin_jax\.config\.metabin"):
+    with pytest.raises(ValueError, match=r"config\.meta\.gamma is missing: start from metabin_jax\.training\.config"):
         check(incomplete)
 
 
@@ -172,5 +187,5 @@ def test_what_only_some_methods_need():
     check(config(__val_fraction=0.0))
     check(config(eval__metric="euclidean"))
     check(config(eval__rerank=True, eval__query_expansion=2))
-    check(config(meta__cross_entropy=True, meta__train_losses=(), meta__test_losses=()))
+    check(config(meta__train_losses=("cross_entropy",), meta__test_losses=("cross_entropy",)))
     check(config(optimizer__alpha=1))  # a whole number where any will do

@@ -1,4 +1,4 @@
 """Published data sets: recognised on disk, read into records, checked against published counts, packed by `prepare`.
 
-This is the only room that needs the extra `sets`. Other pictures are read by `metabin_jax.data`.
+Only this room may import the packages of the extra `sets`. `metabin_jax.data` reads all other pictures.
 """

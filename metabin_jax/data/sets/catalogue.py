@@ -22,11 +22,12 @@ NEW_PROTOCOL_AT = (cuhk.NEW_PROTOCOL, f"{cuhk.CUHK03_RELEASE}/{cuhk.NEW_PROTOCOL
 class DataSet:
     """One data set; its name is the domain of its records.
 
-    folders: accepted names of its folder or of one within it, in lower case without punctuation. layouts: what its
-    root holds, as globs all of which match something; alternatives. published: some of the entries of `counts`, those
-    of a split as "train ids". raw: what the root holds instead where the images are not files of their own yet,
-    alternatives like layouts. part_of: the set whose images these are; a folder that holds both is taken for that one
-    unless this one is asked for. note: what else to say where the counts differ.
+    folders: accepted names of its folder or of one within it, in lower case without punctuation.
+    layouts: alternatives of what its root holds, each as globs that all match something.
+    published: some of the entries of `counts`; an entry of a split is named as in "train ids".
+    raw: like layouts, for a set whose images have to be extracted first.
+    part_of: the set whose images these are. A folder that holds both counts as that set, unless this one is asked for.
+    note: added to the message if the counts differ.
     """
 
     name: str
@@ -50,9 +51,9 @@ class DataSet:
         return f"{self.name} (below {' or '.join(self.folders)}: {layouts})"
 
 
-# Published counts: the sum over all splits, without junk and distractors, and that of each official split. They are
-# those of the papers named at the readers, for CUHK03's new protocol those its authors published with it
-# (github.com/zhunzhong07/person-re-ranking); for PRID2011 the single-shot version.
+# Published counts: the sum over all splits, without junk and distractors, and the counts of each official split. Their
+# sources are the papers named at the readers; for CUHK03's new protocol, github.com/zhunzhong07/person-re-ranking. The
+# counts of PRID2011 are of the single-shot version.
 SETS = {
     data_set.name: data_set
     for data_set in (
@@ -159,7 +160,7 @@ SETS = {
 
 
 class SingleShot(NamedTuple):
-    """Sizes of a split: persons with an image on both sides, how many of them are tested, images in the gallery."""
+    """Sizes of a split: persons with an image in both cameras, how many of them are tested, images in the gallery."""
 
     persons: int
     test: int
@@ -177,15 +178,15 @@ SINGLE_SHOT = {
 def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
     """Recognises the one data set that a folder holds: (the set, its root, which is the folder or one below it).
 
-    The folder itself counts whatever its name, folders below it if theirs is one of a set's names. Where two sets
-    share a layout (Market-1501 and DukeMTMC-reID), the folder's name decides.
+    The folder itself may have any name; folders below it need one of a set's names. If two sets have the same layout
+    (Market-1501 and DukeMTMC-reID), the folder's name decides.
 
     Args:
-      name: which of SETS is sought, perhaps beside others; any if empty.
+      name: which of SETS to look for, others beside it are ignored; any set if empty.
 
     Raises:
       FileNotFoundError: path is not a folder.
-      ValueError: unknown name; there is no such data set (lists what was looked for), or there may be several (lists
+      UserError: unknown name; there is no such data set (lists what was looked for), or there may be several (lists
         them).
     """
     if name and name not in SETS:
@@ -208,12 +209,12 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
 
 
 def recognised(path: str | Path) -> bool:
-    """Whether a folder holds, itself or below, what looks like a known data set."""
+    """Whether a folder, or one below it, looks like a known data set."""
     return bool(_all_at(Path(path)))
 
 
 def names_at(path: str | Path) -> list[str]:
-    """The sets that a folder holds, itself or below, or may hold where two share a layout; none if it is no folder."""
+    """The sets that a folder, or one below it, holds or may hold (two share a layout); none if path is not a folder."""
     return list(dict.fromkeys(data_set.name for data_set, _ in _all_at(Path(path)))) if Path(path).is_dir() else []
 
 
@@ -221,11 +222,11 @@ def read_set(name: str, path: str | Path) -> list[Record]:
     """Reads the data set `name` (one of SETS) from its own folder or from one that holds it, perhaps beside others.
 
     Returns:
-      Its records, with `name` as their domain; junk left out, distractors (see `counts`) kept.
+      Its records, with `name` as their domain, without junk and with distractors (see `counts`).
 
     Raises:
       FileNotFoundError: path is not a folder.
-      ValueError: unknown name; the set is not there, or more than once; it has no image, or wrong file names; its
+      UserError: unknown name; the set is missing, or there more than once; it has no image, or wrong file names; its
         images have to be extracted first.
     """
     data_set, root = find(path, name)
@@ -238,9 +239,9 @@ def read_set(name: str, path: str | Path) -> list[Record]:
 
 
 def counts(records: Sequence[Record]) -> dict:
-    """What there is: {"ids", "images", "cameras", "distractors", "splits": {split: {"ids", "images", "cameras"}}}.
+    """Counts records: {"ids", "images", "cameras", "distractors", "splits": {split: {"ids", "images", "cameras"}}}.
 
-    All ints. A distractor is a gallery image of pid 0 (Market-1501's mark, and GRID's); it counts as nothing else.
+    All are ints. Distractors (see `is_distractor`) are not among the other counts.
     """
     people = [record for record in records if not is_distractor(record)]
     splits = sorted({record.split for record in people})
@@ -252,7 +253,7 @@ def counts(records: Sequence[Record]) -> dict:
 
 
 def check_counts(data_set: DataSet, records: Sequence[Record]) -> None:
-    """Raises ValueError where `counts` differ from the published ones, with both, and `data_set.note`."""
+    """Raises UserError if `counts` differ from the published ones, with both, and `data_set.note`."""
     found = counts(records)
     for split, numbers in found["splits"].items():
         found |= {f"{split} {key}": number for key, number in numbers.items()}
@@ -274,7 +275,7 @@ def _count(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _all_at(path: Path) -> list[tuple[DataSet, Path]]:
-    """Every set at `path` or, if there is none, below it. Does not look below a set for a set."""
+    """Every set at `path` or, if there is none, below it. Does not search below a set."""
     own = [data_set for data_set in SETS.values() if data_set.is_at(path)]
     if own:
         return [(data_set, path) for data_set in own if _plain(path) in data_set.folders] or [(s, path) for s in own]

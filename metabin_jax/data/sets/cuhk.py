@@ -1,7 +1,6 @@
 """Readers of the sets of the Chinese University of Hong Kong, as described in `readers`: (root, domain) -> Records.
 
-CUHK02, CUHK03 and CUHK-SYSU give every image their own number; two of them come in forms that `extraction` turns into
-images first.
+CUHK03 and CUHK-SYSU are published in forms that `extraction` turns into image files first.
 """
 
 import re
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from metabin_jax.data.records import Record, listed_error, match_names, name_error, read_domain
+from metabin_jax.data.records import Record, match_names, name_error, read_domain
+from metabin_jax.data.sets.readers import listed_error
 from metabin_jax.runtime.errors import UserError
 
 PAIRS = range(1, 6)
@@ -34,8 +34,8 @@ CUHKSYSU_NAME = re.compile(r"cropped_image/p(\d+)_n\d+_s\d+_hard[01]\.")
 def read_cuhk01(root: Path, domain: str) -> list[Record]:
     """CUHK01 (Li, Zhao and Wang, ACCV 2012): campus/0001001.png, four digits of pid, three of a count.
 
-    Images 1 and 2 of a person are of one camera (camid 1), images 3 and 4 of the other (camid 2). Split "all": the
-    splits that people compare are drawn by a protocol.
+    Images 1 and 2 of a person are from one camera (camid 1), images 3 and 4 from the other (camid 2). Split "all": a
+    protocol draws the splits.
     """
     form = "seven digits (pid 4, count 3, from 001 to 004) as in 0001001.png"
     found = match_names(root, ["campus"], CUHK01_NAME, form)
@@ -45,7 +45,7 @@ def read_cuhk01(root: Path, domain: str) -> list[Record]:
 def read_cuhk02(root: Path, domain: str) -> list[Record]:
     """CUHK02 (Li and Wang, CVPR 2013): P1..P5/cam1|cam2/001_1.png, the identity before the first "_".
 
-    Identities and cameras are counted anew in each pair: pid is 10000 * pair + number, camid 1..10.
+    Identities and cameras are numbered within each pair: pid is 10000 * pair + number, camid 1..10.
     """
     found = match_names(
         root,
@@ -59,8 +59,8 @@ def read_cuhk02(root: Path, domain: str) -> list[Record]:
 def read_cuhk03(root: Path, domain: str) -> list[Record]:
     """CUHK03 (Li et al., CVPR 2014), detected boxes: images_detected/{pair}_{pid}_{view}_{n}.png as in 1_001_1_01.png.
 
-    pid and camid as for CUHK02. All of split "all": the 20 random splits stand in cuhk-03.mat, and the later one is
-    read by `read_cuhk03np`.
+    pid and camid as for CUHK02. Split "all": cuhk-03.mat holds the 20 random splits of the old protocol, and
+    `read_cuhk03np` reads the new one.
     """
     found = match_names(root, [CUHK03_IMAGES], CUHK03_NAME, CUHK03_FORM)
     return [_of_pair(path, int(m[1]), int(m[3]), int(m[2]), domain) for path, m in found]
@@ -71,10 +71,9 @@ def read_cuhk03np(root: Path, domain: str) -> list[Record]:
 
     Either as its authors repacked it, in Market-1501's folders (0003_c1_8.png), or as CUHK03's images_detected beside
     their list: filelist (names of images), labels (pids), and train_idx, query_idx, gallery_idx, which count from 1.
-    camid is 1 or 2 in both, the view within the camera pair, for a person is seen by one pair only.
+    camid is 1 or 2 in both, the view within the camera pair: every person is in one pair only.
 
-    Raises:
-      ValueError: a name does not fit; the list is damaged, or names an image that is not there.
+    Raises UserError if a name does not fit, or if the list is damaged or names an image that does not exist.
     """
     if not (root / CUHK03_IMAGES).is_dir():
         return read_domain(root, domain)
@@ -96,9 +95,9 @@ def read_cuhk03np(root: Path, domain: str) -> list[Record]:
 def read_cuhksysu(root: Path, domain: str) -> list[Record]:
     """CUHK-SYSU (Xiao et al., CVPR 2017) as crops: cropped_image/p00001_n01_s00001_hard0.png.
 
-    The set was filmed with hand-held cameras and taken from films: no camera is known. Each image is its own camera
-    (1, 2, ... in the order of the names), so that every other image of its identity counts as another view: nothing
-    but the image itself is dropped in an evaluation, and no identity looks as if one camera alone had seen it.
+    The images are from hand-held cameras and films, so no camera is known. Each image gets its own camid (1, 2, ... in
+    the order of the names). Every other image of its identity then counts as another view: an evaluation leaves out the
+    image itself only, and every identity has several cameras.
     """
     form = "p<pid>_n<n>_s<scene>_hard<0 or 1> as in p00001_n01_s00001_hard0.png"
     found = match_names(root, ["cropped_image"], CUHKSYSU_NAME, form)
@@ -106,20 +105,20 @@ def read_cuhksysu(root: Path, domain: str) -> list[Record]:
 
 
 def in_release(root: Path, name: str) -> Path:
-    """Where a file of CUHK03 is: in the folder of the archive below root, or in root itself."""
+    """The path of a file of CUHK03: in the folder of the archive below root, or in root itself."""
     inside = root / CUHK03_RELEASE / name
     return inside if inside.is_file() else root / name
 
 
 def read_new_protocol(root: Path) -> tuple[list[str], list[int], dict[str, list[int]]]:
-    """The list of CUHK03's new protocol: names and labels of all images, and {split: their rows}, from 0."""
+    """The list of CUHK03's new protocol: names and labels of all images, and {split: rows, from 0}."""
     return load_mat(in_release(root, NEW_PROTOCOL), _new_protocol)
 
 
 def load_mat(path: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `parse` makes of a MATLAB file (not of version 7.3), whose structures are dicts and cells are arrays.
+    """Applies `parse` to the content of a MATLAB file (before version 7.3): structures are dicts, cells are arrays.
 
-    Raises ValueError if the file cannot be read or `parse` does not find in it what it looks for.
+    Raises UserError if the file cannot be read, or if `parse` raises anything.
     """
     try:
         return parse(scipy.io.loadmat(path, simplify_cells=True))
@@ -133,12 +132,12 @@ def _new_protocol(content: dict[str, Any]) -> tuple[list[str], list[int], dict[s
     labels = [int(label) for label in np.atleast_1d(content["labels"])]
     of_split = {split: [int(i) - 1 for i in np.atleast_1d(content[key])] for key, split in NEW_PROTOCOL_SPLITS.items()}
     if len(names) != len(labels):
-        raise UserError(f"{len(names)} names and {len(labels)} labels")
+        raise ValueError(f"{len(names)} names and {len(labels)} labels")
     people = [name.rsplit("_", 2)[0] for name in names]  # <pair>_<pid>
     if not len(set(people)) == len(set(labels)) == len(set(zip(people, labels, strict=True))):
-        raise UserError("the labels and the persons in the names do not correspond")
+        raise ValueError("the labels and the persons in the names do not correspond")
     if outside := [row + 1 for rows in of_split.values() for row in rows if not 0 <= row < len(names)]:
-        raise UserError(f"index {outside[0]} among {len(names)} images")
+        raise ValueError(f"index {outside[0]} among {len(names)} images")
     return names, labels, of_split
 
 

@@ -1,4 +1,4 @@
-"""Images of the data sets that are not published as image files: CUHK03 (one MATLAB file), CUHK-SYSU (whole scenes)."""
+"""Extracts images from sets published in another form: CUHK03 (one MATLAB file) and CUHK-SYSU (whole scenes)."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from metabin_jax.data.cache import progress
 from metabin_jax.data.sets import catalogue, cuhk
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.progress import Progress
 
 VIEW_IMAGES = 5  # of a person in CUHK03: the first five of view 1, the others of view 2
 CUHK03_CELLS = 2 * VIEW_IMAGES
@@ -24,24 +24,24 @@ Box = tuple[int, int, int, int]
 
 
 def ready(name: str, root: Path, into: Path) -> Path:
-    """A folder that `catalogue.read_set(name, ...)` reads: extracts the images where that has to be done first.
+    """A folder that `catalogue.read_set(name, ...)` reads; extracts the images if necessary.
 
-    cuhk03, cuhk03np: the cells `detected` of cuhk-03.mat as images_detected/{pair}_{pid}_{view}_{n}.png.
-    cuhksysu: the boxes of annotation/Person.mat cut from Image/SSM as cropped_image/p00001_n01_s00001_hard0.png.
-    A PNG holds the very pixels. The new folder has its name only once it is complete.
+    cuhk03, cuhk03np: the cells `detected` of cuhk-03.mat become images_detected/{pair}_{pid}_{view}_{n}.png.
+    cuhksysu: the boxes of annotation/Person.mat in Image/SSM become cropped_image/p00001_n01_s00001_hard0.png.
+    PNG keeps the exact pixels. The new folder gets its name when it is complete.
 
     Args:
       name: of the data set, one of `catalogue.SETS`.
       root: the set's folder, or one that holds it (as for `catalogue.find`).
-      into: created if need be; the images come to `into / name`, and are taken from there the next time.
+      into: created if it does not exist. The images go to `into / name`; if they are there already, they are kept.
 
     Returns:
       The set's own root if its images are files there, else `into / name`.
 
     Raises:
       FileNotFoundError: root is not a folder.
-      ValueError: the set is not there; a MATLAB file is damaged; a scene is missing or damaged; a box is empty;
-        something else is at `into / name`.
+      UserError: the set is missing; a MATLAB file is damaged; a scene is missing or damaged; a box is empty;
+        `into / name` holds something else.
     """
     data_set, root = catalogue.find(root, name)
     if not data_set.is_raw(root):
@@ -54,7 +54,7 @@ def ready(name: str, root: Path, into: Path) -> Path:
             )
         return final
     if name == "cuhk03np":
-        cuhk.read_new_protocol(root)  # may be damaged: before the long work
+        cuhk.read_new_protocol(root)  # fails before the long work if it is damaged
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into, prefix=f".{name}-") as temporary:
         unfinished = Path(temporary) / name
@@ -81,26 +81,27 @@ def _extract_cuhk03(root: Path, into: Path) -> None:
 
 
 def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(file name, uint8 [H, W, 3]) of every image. HDF5 has MATLAB's dimensions in reverse: an image is [3, W, H]."""
+    """Yields (file name, uint8 [H, W, 3]). HDF5 has MATLAB's dimensions in reverse: an image is [3, W, H]."""
     try:
         with h5py.File(path, "r") as file:
             pairs = [file[pair][()] for pair in file["detected"][()].flat]
             if any(people.ndim != 2 or len(people) != CUHK03_CELLS for people in pairs):
-                raise UserError(f"its pairs are not of {CUHK03_CELLS} images a person")
+                raise ValueError(f"its pairs are not of {CUHK03_CELLS} images a person")
             cells = [
                 (pair, person, cell, reference)
                 for pair, people in zip(cuhk.PAIRS, pairs, strict=True)
                 for person, row in enumerate(people.T, start=1)
                 for cell, reference in enumerate(row, start=1)
             ]
-            for done, (pair, person, cell, reference) in enumerate(cells, start=1):
+            for pair, person, cell, reference in Progress("extracting images", len(cells), cells):
                 image = file[reference][()]
                 if image.ndim > 2:  # an empty cell is stored as its two dimensions
                     if image.dtype != np.uint8 or len(image) != 3:
-                        raise UserError(f"image {cell} of person {person} in pair {pair} is {image.dtype}{image.shape}")
+                        raise ValueError(
+                            f"image {cell} of person {person} in pair {pair} is {image.dtype}{image.shape}"
+                        )
                     view = 1 if cell <= VIEW_IMAGES else 2
                     yield f"{pair}_{person:03d}_{view}_{cell:02d}.png", np.ascontiguousarray(image.T)
-                progress("extracting images", done, len(cells))
     except Exception as error:  # damaged files make h5py raise OSError, KeyError, RuntimeError, ...
         raise UserError(f"{path} is damaged or not CUHK03's ({error}): get it again.") from error
 
@@ -115,35 +116,36 @@ def _cut_cuhksysu(root: Path, into: Path) -> None:
     folder.mkdir()
     jobs = sorted(boxes_of.items())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes and encodes outside the GIL
-        for done, _ in enumerate(pool.map(lambda job: _cut(scenes / job[0], job[1], folder), jobs), start=1):
-            progress("cutting scenes", done, len(jobs))
+        cut = pool.map(lambda job: _cut(scenes / job[0], job[1], folder), jobs)
+        for _ in Progress("cutting scenes", len(jobs), cut, unit="scenes"):
+            pass
 
 
 def _cuhksysu_boxes(content: dict[str, Any]) -> dict[str, list[tuple[str, Box]]]:
     """{scene: [(file name of the crop, its box)]}.
 
-    A box of the annotation is (x, y, width, height); by the set's own README it is I(y:y+height, x:x+width) in
-    MATLAB, which counts from 1 and includes both ends. Here it is (left, upper, right, lower) as PIL has it.
+    A box of the annotation is (x, y, width, height). By the README of the set it is I(y:y+height, x:x+width) in
+    MATLAB, which counts from 1 and includes both ends. Here a box is (left, upper, right, lower) as in PIL.
     """
     boxes_of = defaultdict(list)
     for person in np.atleast_1d(content["Person"]):
         scenes, appearances = np.atleast_1d(person["scene"]), int(person["nAppear"])
         if len(scenes) < appearances:
-            raise UserError(f"{person['idname']} has {len(scenes)} boxes of {appearances}")
+            raise ValueError(f"{person['idname']} has {len(scenes)} boxes of {appearances}")
         for number, scene in enumerate(scenes[:appearances], start=1):
             pid, frame = int(person["idname"].removeprefix("p")), int(Path(scene["imname"]).stem.removeprefix("s"))
             name = f"p{pid:05d}_n{number:02d}_s{frame:05d}_hard{int(scene['ishard'])}.png"
             x, y, width, height = (int(value) for value in scene["idlocate"])
             if width < 1 or height < 1:
-                raise UserError(f"the box of {person['idname']} in {scene['imname']} is empty")
+                raise ValueError(f"the box of {person['idname']} in {scene['imname']} is empty")
             boxes_of[scene["imname"]].append((name, (x - 1, y - 1, x + width, y + height)))
     if not boxes_of:
-        raise UserError("it lists no person")
+        raise ValueError("it lists no person")
     return boxes_of
 
 
 def _cut(scene: Path, boxes: list[tuple[str, Box]], folder: Path) -> None:
-    """Writes the crops of one scene; what of a box is outside the scene is left out."""
+    """Writes the crops of one scene, each cut off at the border of the scene."""
     try:
         with Image.open(scene) as file:
             image = file.convert("RGB")

@@ -1,40 +1,36 @@
 """Packs data sets for `prepared`: published ones, checked against their counts, or a folder of domains."""
 
-import contextlib
-import io
-import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-
-import tensorflow_datasets as tfds
 
 from metabin_jax.data.records import read_folder
 from metabin_jax.data.sets import catalogue, prepared
-from metabin_jax.data.sets.reid.reid_dataset_builder import Builder
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 
-DOMAIN_NAME = re.compile(r"[\w+.-]+")  # what tfds takes for the name of a config
+DOMAIN_NAME = re.compile(r"[\w+.-]+")  # tfds accepts these names of a config
 SPLIT_FILES = ("splits*.json", "features_and_partitions.mat")
 
 
 def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incomplete: bool = False) -> None:
     """Prepares one set of `SETS`, "all" that are in manual_dir, or a "folder" of domains in Market-1501 naming.
 
-    What is prepared already is left as it is. Files with the splits of a target that has several are copied to
-    data_dir/splits. Prints a line per set; a bar on stderr where that is a terminal.
+    A set that is prepared already is left as it is. The files that hold the evaluation splits of a target are copied to
+    data_dir/splits. Prints a line per set, and progress on stderr.
 
     Args:
       manual_dir: holds the sets as they were unpacked, or is one; for "folder", holds one folder per domain.
-      data_dir: of tensorflow-datasets; created if need be.
-      allow_incomplete: prepare a set whose counts are not the published ones, too.
+      data_dir: of tensorflow-datasets; created if it does not exist.
+      allow_incomplete: also prepare a set whose counts differ from the published ones.
 
     Raises:
       FileNotFoundError: manual_dir is not a folder.
-      ValueError: unknown name, no such set, wrong file names, wrong counts, broken images (names the first five).
+      UserError: unknown name, no such set, wrong file names, wrong counts, broken images (names the first five), or
+        metabin_jax[sets] is not installed.
     """
+    needs("preparing data sets", "sets", "tensorflow_datasets", "importlib_resources", "h5py")
     manual_dir, data_dir = (Path(os.path.abspath(os.path.expanduser(folder))) for folder in (manual_dir, data_dir))
     if name == "folder":
         for domain in _domains(manual_dir):
@@ -46,7 +42,7 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
     for known in _found(manual_dir) if name == "all" else [name]:
         try:
             _prepare(known, manual_dir, data_dir, allow_incomplete)
-        except ValueError as error:  # the next one of "all" may be in order
+        except UserError as error:  # the next set may be complete
             errors.append(error)
     for another in errors[1:]:
         print(f"not prepared either: {another}")
@@ -61,38 +57,24 @@ def _prepare(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool
         return
     if folder.exists():
         raise UserError(f"{folder} exists but holds no prepared set: remove it")
-    for killed in folder.parent.glob(f"incomplete.*_{prepared.VERSION}"):  # what a killed preparation left
+    for killed in folder.parent.glob(f"incomplete.*_{prepared.VERSION}"):  # left by a killed preparation
         shutil.rmtree(killed)
     if name in catalogue.SINGLE_SHOT:
         _copy_split_file(name, catalogue.find(manual_dir, name)[1], data_dir / "splits")
-    with _quiet():
-        config = name if name in catalogue.SETS else tfds.core.BuilderConfig(name=name)
-        builder = Builder(config=config, data_dir=data_dir, allow_incomplete=allow_incomplete)
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    from metabin_jax.data.sets.reid import reid_dataset_builder  # tfds takes seconds
+
+    reid_dataset_builder.build(name, manual_dir, data_dir, allow_incomplete)
     records = prepared.read(data_dir, [name])
     print(f"{name}: {len(records):,} images are prepared in {folder}")
     if name in catalogue.SETS and allow_incomplete:
         try:
             catalogue.check_counts(catalogue.SETS[name], records)
-        except ValueError as error:
+        except UserError as error:
             print(f"  {error}")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """tfds prints and logs what we say in fewer words."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl.setLevel(level)
-
-
 def _domains(folder: Path) -> list[str]:
-    """The domains in a folder. Raises as `read_folder`, and ValueError for a name that cannot be taken."""
+    """The domains in a folder. Raises as `read_folder` does, and UserError for a name that tfds refuses."""
     domains = list(dict.fromkeys(record.domain for record in read_folder(folder)))
     for domain in domains:
         if not DOMAIN_NAME.fullmatch(domain):
@@ -105,9 +87,9 @@ def _domains(folder: Path) -> list[str]:
 
 
 def _found(manual_dir: Path) -> list[str]:
-    """The known sets in a folder, in the order of `catalogue.SETS`; prints which others are not there.
+    """The known sets in a folder, in the order of `catalogue.SETS`. Prints which others are missing.
 
-    Raises FileNotFoundError or ValueError as `find`: no folder, no set, or a folder that may be one or another.
+    Raises FileNotFoundError or UserError as `find` does: no folder, no set, or a folder that fits two sets.
     """
     found = [name for name in catalogue.SETS if name in catalogue.names_at(manual_dir)] or [
         catalogue.find(manual_dir)[0].name
@@ -120,7 +102,7 @@ def _found(manual_dir: Path) -> list[str]:
 
 
 def _copy_split_file(name: str, root: Path, into: Path) -> None:
-    """Copies a target's own evaluation splits, from its root or, where it is the only set there, the folder above."""
+    """Copies a target's own evaluation splits from its root, or from the folder above if that holds no other set."""
     folders = [root, root.parent] if catalogue.names_at(root.parent) == [name] else [root]
     files = [path for folder in folders for pattern in SPLIT_FILES for path in sorted(folder.glob(pattern))]
     for file in files[:1]:

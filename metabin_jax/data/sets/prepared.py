@@ -1,31 +1,37 @@
-"""Prepared data sets: a few ArrayRecord files per set, written once by `prepare`, in place of its many images.
+"""Prepared data sets: `prepare` writes a set's many images once into a few ArrayRecord files.
 
-A prepared set is the folder DATA_DIR/reid/NAME/VERSION, which takes its name only when it is complete.
+A prepared set is the folder DATA_DIR/reid/NAME/VERSION, which gets its name when it is complete.
 """
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from metabin_jax.data import cache
 from metabin_jax.data.records import SPLITS, Record
 from metabin_jax.data.sets import catalogue
+from metabin_jax.runtime.extras import needs
 
 NAME = "reid"
 VERSION = "1.0.0"
-LABELS = "metadata.json"  # tfds writes it before the folder takes its name
-TFDS_SPLITS = {split: split for split in SPLITS} | {"all": "all_images"}  # tfds keeps "all" for itself
+LABELS = "metadata.json"  # tfds writes it before the folder gets its name
+TFDS_SPLITS = {split: split for split in SPLITS} | {"all": "all_images"}  # tfds reserves "all"
 OUR_SPLITS = {theirs: ours for ours, theirs in TFDS_SPLITS.items()}
 
 
 def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     """The records of the prepared `domains`, in this order, or of all, sorted by name; opens no image.
 
-    A record's path is that below its set's root, below the set's folder in data_dir.
+    A record's path is the set's folder in data_dir, then the path that the image had below the root of its set.
 
     Raises:
       FileNotFoundError: a domain is not prepared, or none is.
+      UserError: metabin_jax[sets] is not installed.
     """
+    needs("reading prepared sets", "sets", "tensorflow_datasets")
     data_dir = Path(data_dir).expanduser()
     present = sorted(path.parent.parent.name for path in (data_dir / NAME).glob(f"*/{VERSION}/{LABELS}"))
     missing = [domain for domain in domains if domain not in present]
@@ -39,32 +45,32 @@ def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     return [record for folder, domain in folders for record in _records(_labels(folder), folder, domain)]
 
 
-class Images:
-    """The images of records that `read` returned, for `cache.load_images`."""
+def load_images(records: Sequence[Record], size: tuple[int, int], cache_dir: str | Path) -> np.memmap:
+    """The images of records that `read` returned, as `cache.load_images` returns them."""
+    return cache.load_images(records, size, cache_dir, *stamp_and_file(records))
 
-    def __init__(self, records: Sequence[Record]):
-        import tensorflow_datasets as tfds  # slow, so late
 
-        self._places: dict[Record, tuple[Sequence, int]] = {}  # an ArrayRecord source and a row of it
-        self._stamps: dict[Record, str] = {}
-        for domain, folder in sorted({(record.domain, _folder_of(record)) for record in records}):
-            builder = tfds.builder_from_directory(folder)
-            sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
-            rows = dict.fromkeys(SPLITS, 0)
-            labels = _labels(folder)
-            for record, path in zip(_records(labels, folder, domain), labels["path"], strict=True):
-                self._places[record] = (sources[TFDS_SPLITS[record.split]], rows[record.split])
-                self._stamps[record] = f"{path}\0{record.split}\0{labels['digest']}"
-                rows[record.split] += 1
+def stamp_and_file(records: Sequence[Record]) -> tuple[Callable[[Record], str], Callable[[Record], io.BytesIO]]:
+    """For `cache.load_images`: a stamp that stays the same if the prepared set is moved, and the image file."""
+    import tensorflow_datasets as tfds  # takes seconds
 
-    def stamp(self, record: Record) -> str:
-        """Changes with the prepared set, and not with the place where it is."""
-        return self._stamps[record]
+    places: dict[Record, tuple[Sequence, int]] = {}  # an ArrayRecord source and a row of it
+    stamps: dict[Record, str] = {}
+    for domain, folder in sorted({(record.domain, _folder_of(record)) for record in records}):
+        builder = tfds.builder_from_directory(folder)
+        sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
+        rows = dict.fromkeys(SPLITS, 0)
+        labels = _labels(folder)
+        for record, path in zip(_records(labels, folder, domain), labels["path"], strict=True):
+            places[record] = (sources[TFDS_SPLITS[record.split]], rows[record.split])
+            stamps[record] = f"{path}\0{record.split}\0{labels['digest']}"
+            rows[record.split] += 1
 
-    def open(self, record: Record) -> io.BytesIO:
-        """The image file as it was."""
-        source, row = self._places[record]
+    def image_file(record: Record) -> io.BytesIO:
+        source, row = places[record]
         return io.BytesIO(source[row]["image"])
+
+    return stamps.__getitem__, image_file
 
 
 def folder_of_set(name: str, data_dir: Path) -> Path:

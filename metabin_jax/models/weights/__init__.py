@@ -1,4 +1,4 @@
-"""Weight files of other projects: reading them, recognising whose they are, and putting them into our variables.
+"""Weight files of other projects: reads them, recognises the project, and fills our variables.
 
-No code in a file is ever run. Nothing here builds a model.
+Nothing here runs code from a file or builds a model.
 """

@@ -1,4 +1,4 @@
-"""Reading state dicts: names and host arrays out of PyTorch and safetensors files. No code in a file is ever run."""
+"""Reads state dicts, names and arrays, from PyTorch and safetensors files. Code in a file is never run."""
 
 import pickle
 import warnings
@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # imported, it also makes numpy and so safetensors know bfloat16
+import ml_dtypes  # also registers bfloat16 with numpy, for safetensors
 import numpy as np
 
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 
 Arrays = dict[str, np.ndarray]
 
-# Where checkpoints of whole trainings keep their state dict.
+# Keys of the state dict in checkpoints of whole trainings.
 WRAPPERS = ("model", "state_dict")
 
 
 def read(path: str | Path) -> Arrays:
-    """The state dict of a file by its names, without the `module.` of DataParallel.
+    """The state dict of a file, without the prefix `module.` of DataParallel.
 
-    `.safetensors` is read by the package safetensors, anything else by `torch.load(weights_only=True)`, which knows
-    tensors and plain containers only; zip and older files. Raises FileNotFoundError, or ValueError for what is no such
-    file or where the package is not installed.
+    The package safetensors reads `.safetensors`. `torch.load(weights_only=True)` reads all other files. It accepts
+    tensors and plain containers only, in zip files and in the older format.
+    Raises FileNotFoundError, or UserError if it is another kind of file or if the package is not installed.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -36,9 +37,9 @@ def read(path: str | Path) -> Arrays:
 
 
 def state_dict(content: Any, source: str) -> Arrays:
-    """The state dict in `content`: a mapping of names to arrays, or a checkpoint with it under 'model' or 'state_dict'.
+    """The state dict in `content`: a mapping of names to arrays, or a checkpoint that has one under one of WRAPPERS.
 
-    `source` names it in the ValueError that anything else raises.
+    Raises UserError, which names `source`, for anything else.
     """
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -53,27 +54,22 @@ def state_dict(content: Any, source: str) -> Arrays:
 
 
 def _safetensors(path: Path) -> Arrays:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ModuleNotFoundError:
-        raise UserError(f"{path}: install metabin_jax[safetensors] to read safetensors files") from None
+    needs(f"reading {path}", "safetensors", "safetensors")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         return load_file(path)
-    except (SafetensorError, TypeError, AttributeError) as error:  # the last for a type that NumPy does not have
-        raise UserError(f"{path} is no safetensors file or is damaged: {_first_line(error)}") from error
+    except (SafetensorError, TypeError, AttributeError) as error:  # AttributeError: a type that NumPy does not have
+        raise UserError(f"{path} is damaged or not a safetensors file: {_first_line(error)}") from error
 
 
 def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{path}: install metabin_jax[torch] to read PyTorch files, or save it as .safetensors elsewhere"
-        ) from None
+    needs(f"reading {path}", "torch", "torch", otherwise=", or save it elsewhere as .safetensors")
+    import torch
 
     def convert(value: Any) -> Any:
-        """Tensors as arrays over the same memory: a few bytes can claim to be a tensor of any size."""
+        """Replaces tensors by arrays in the same memory. A copy could be huge: a few bytes can claim any shape."""
         if isinstance(value, dict):
             return {key: convert(inner) for key, inner in value.items()}
         if not isinstance(value, torch.Tensor):
@@ -86,21 +82,21 @@ def _torch(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(member.file_size != member.compress_size for member in archive.infolist()):
-                    raise UserError("its content is compressed, which that of a state dict never is")
-                damaged = archive.testzip()  # PyTorch does not look at the checksums
+                    raise ValueError("its content is compressed, but PyTorch never compresses a state dict")
+                damaged = archive.testzip()  # PyTorch does not check the checksums
                 if damaged:
-                    raise UserError(f"the checksum of {damaged} is wrong")
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats, addressed to whoever wrote the file
+            warnings.simplefilter("ignore")  # about the format, meant for the author of the file
             return convert(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:  # its own words explain how to run the code
+    except pickle.UnpicklingError as error:  # its text explains how to run the code, so we do not show it
         raise UserError(
-            f"{path} is damaged or holds more than tensors: it was refused, as reading it could run code in it (save "
-            "the state dict alone, where you trust the file)"
+            f"{path} is damaged or holds more than tensors: it is refused, as reading it could run code in it (if you "
+            "trust the file, save its state dict alone)"
         ) from error
-    except Exception as error:  # whatever a damaged file makes of the reader
+    except Exception as error:  # a damaged file can make the reader raise anything
         raise UserError(
-            f"{path} is damaged or holds more than tensors (save the state dict alone, where you trust the file): "
+            f"{path} is damaged or holds more than tensors (if you trust the file, save its state dict alone): "
             f"{_first_line(error)}"
         ) from error
 

@@ -1,7 +1,7 @@
-"""Whose names a PyTorch state dict bears, and what they are in ours.
+"""Recognises the project that a PyTorch state dict comes from, and translates its names into ours.
 
-A name of theirs becomes the path of our module and PyTorch's leaf: `backbone/stage2_block0/project_norm.running_var`.
-The names are facts looked up in KaiyangZhou/deep-person-reid, pytorch/vision, huggingface/pytorch-image-models,
+A name becomes the path of our module with PyTorch's leaf: `backbone/stage2_block0/project_norm.running_var`.
+The names are facts from KaiyangZhou/deep-person-reid, pytorch/vision, huggingface/pytorch-image-models,
 tonylins/pytorch-mobilenet-v2 and bismex/MetaBIN.
 """
 
@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from metabin_jax.models.mobilenetv2 import STAGES
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import few
 
-# Of a convolution, a classifier or a norm layer; the released MetaBIN's have branches bat_n and ins_n, and gate is rho.
+# Leaves of a convolution, a classifier or a norm layer. The released MetaBIN's norm layers have the branches bat_n and
+# ins_n, and gate is rho.
 LEAVES = (
     *("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "gate", "ins_n.weight", "ins_n.bias"),
     *("bat_n.weight", "bat_n.bias", "bat_n.running_mean", "bat_n.running_var", "bat_n.num_batches_tracked"),
@@ -22,9 +24,9 @@ LEAVES = (
 class Layout(NamedTuple):
     """The names of one project and net.
 
-    marker: a name that tells it from all layouts after it. modules: those outside of the blocks. block: the pattern of
-    a block's prefix, with its stage and number in it, or its number in the net. inner: a block's modules. first: those
-    of the first block, where it has no expansion. stage_offset: our stage less theirs.
+    marker: a name that no later layout has. modules: those outside of the blocks. block: a pattern of a block's prefix
+    that finds its stage and number, or its number in the net. inner: the modules of a block. first: the modules of the
+    first block, if it has no expansion. stage_offset: our stage minus theirs.
     """
 
     name: str
@@ -117,22 +119,22 @@ LAYOUTS = (
     ),
 )
 
-# (stage, block) of each block of a MobileNetV2, as our names count them: stage 1 is the stem.
+# (stage, block) of each block of a MobileNetV2 in our names. Stage 1 is the stem.
 PLACES = [(stage, block) for stage, row in enumerate(STAGES, start=2) for block in range(row.blocks)]
 
 
 def detect(names: Iterable[str], source: str) -> Layout:
-    """The layout with these names. Raises ValueError, naming `source`, if there is none."""
+    """The layout with these names. Raises UserError, which names `source`, if there is none."""
     names = list(names)
     for layout in LAYOUTS:
         if layout.marker in names:
             return layout
     known = "; ".join(f"{layout.net} of {layout.name}" for layout in LAYOUTS)
-    raise UserError(f"{source} has the names of no known project ({', '.join(names[:3])}, ...); known are {known}")
+    raise UserError(f"{source} has the names of no known project ({few(names, 3)}); known are {known}")
 
 
 def translate(layout: Layout, name: str) -> str:
-    """Our name for a name of the layout: `module/path.leaf`; what the layout does not know stays as it is."""
+    """Our name for a name of the layout: `module/path.leaf`. Names that the layout does not know stay unchanged."""
     prefix, modules, rest = "", layout.modules, name
     match = re.match(layout.block, name)
     if match:
@@ -148,7 +150,7 @@ def translate(layout: Layout, name: str) -> str:
 
 
 def _place(layout: Layout, first: int, second: int | None = None) -> tuple[int, int]:
-    """Our stage and block: from theirs, or from the block's number, which starts at 1 in the whole net."""
+    """Our stage and block, from theirs or from the block's number in the whole net (from 1)."""
     if second is not None:
         return first + layout.stage_offset, second
     return PLACES[first - 1] if 0 < first <= len(PLACES) else (0, first)

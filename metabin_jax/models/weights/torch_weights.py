@@ -1,4 +1,4 @@
-"""Weights in: state dicts of the usual PyTorch projects into the variables of our models."""
+"""Loads state dicts of the usual PyTorch projects into the variables of our models."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +14,11 @@ from metabin_jax.models.weights import torch_files, torch_layouts
 from metabin_jax.models.weights.torch_files import Arrays
 from metabin_jax.models.weights.torch_layouts import Layout
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import few
 
 EPSILON = 1e-5  # of every norm layer, ours and theirs
 
-# Our leaves as PyTorch's, with the branch that a layer of the released MetaBIN has them in.
+# Our leaf -> (branch in a norm layer of the released MetaBIN, PyTorch's leaf).
 LEAVES = {
     "kernel": ("", "weight"),
     "scale": ("", "weight"),
@@ -31,18 +32,19 @@ LEAVES = {
     "rho": ("", "gate"),
 }
 BRANCHES = {"bn": "bat_n.", "in": "ins_n."}  # of norm.HalfNorm
-# What files of plain BN do not have: the instance branch stays at 1 and 0, as in the released code, and rho at 1.
+# Files of plain BN do not have these: the instance branch stays at 1 and 0, as in the released code, and rho at 1.
 BALANCE = ("in_scale", "in_bias", "rho")
-# Counters, and what released checkpoints normalise images by, which are ours too.
+# Counters, and the moments by which released checkpoints normalise images, which we use too.
 NEEDLESS = ("num_batches_tracked", "pixel_mean", "pixel_std")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `load_torch` did. Ours are named by their path, `params/backbone/stem/kernel`, the file's as in the file.
+    """What `load_torch` did. Our arrays are named by their path (`params/backbone/stem/kernel`), others as in the file.
 
-    layout: whose names the file has. loaded: ours with the file's values. identity: ours that stand in for an
-    expansion the file's net does not have. kept: ours that stayed as they were. ignored: the file's, not used.
+    layout: the project whose names the file has. loaded: ours that have the file's values. identity: ours that make an
+    identity of an expansion that the file's net does not have. kept: ours that did not change. ignored: those of the
+    file that were not used.
     """
 
     layout: str
@@ -59,7 +61,7 @@ class Report:
             ("of the file ignored", [name for name in self.ignored if not name.endswith(NEEDLESS)]),
         ):
             if names:
-                parts.append(f"{len(names)} {what} ({_few(names)})")
+                parts.append(f"{len(names)} {what} ({few(names, 3)})")
         return ", ".join(parts)
 
 
@@ -69,26 +71,26 @@ def load_torch(
     *,
     may_differ: Sequence[str] = ("classifier",),
 ) -> tuple[dict[str, Any], Report]:
-    """The weights of a PyTorch project in the variables of a model of ours (`models.create`).
+    """Loads the weights of a PyTorch project into the variables of one of our models (`models.create`).
 
-    Known by their names are the layouts of `torch_layouts`: MobileNetV2 of torchreid (the paper's variant) and of
-    torchvision, timm and tonylins (the standard one; at width 1.0 into the paper's too, see `_identity_expansion`),
-    ResNet-50 of torchvision, timm and torchreid, and checkpoints of the released MetaBIN of both.
+    Supports the layouts of `torch_layouts`: MobileNetV2 of torchreid (the paper's variant), MobileNetV2 of torchvision,
+    timm and tonylins (the standard one; at width 1.0 also into the paper's variant, see `_identity_expansion`),
+    ResNet-50 of torchvision, timm and torchreid, and checkpoints of the released MetaBIN of both nets.
 
-    Plain BN goes into the BN branch of BIN layers, whose instance branch stays at 1 and 0 and rho at 1; IN layers take
-    its affine. A BNNeck that the project does not have stays fresh.
+    Plain BN goes into the BN branch of BIN layers; the instance branch stays at 1 and 0, and rho at 1. IN layers take
+    the scale and bias of BN. A BNNeck that the project does not have keeps its initial values.
 
     Args:
-      path_or_state_dict: a file as `torch_files.read` takes it, or names and arrays.
-      variables: params, batch_stats and, where the model has it, rho; arrays or, to check only, their shapes.
-      may_differ: what may be missing or have another shape on either side, and is then left out: names and all below
-        them, ours without the collection (`classifier`, `backbone/head`) or the file's.
+      path_or_state_dict: a file that `torch_files.read` takes, or a mapping of names to arrays.
+      variables: params, batch_stats and, if the model has it, rho: arrays, or only their shapes for a check.
+      may_differ: arrays that may be missing or differ in shape, on either side, and are then left out. Each entry
+        stands for a name and all names below it: ours without the collection (`backbone/head`), or the file's.
 
     Returns:
       The variables with the file's values as NumPy arrays, and the report.
 
     Raises:
-      ValueError: the file cannot be read, is of no known project, or does not match, with both sides' names.
+      UserError: the file cannot be read, is of no known project, or does not match; names both sides.
       FileNotFoundError: there is no such file.
     """
     if isinstance(path_or_state_dict, Mapping):
@@ -104,7 +106,7 @@ def load_torch(
     for name in arrays:
         translated = torch_layouts.translate(layout, name)
         if translated in theirs:
-            raise UserError(f"{source} has {theirs[translated]} and {name}, which are one to us: leave one of them out")
+            raise UserError(f"{source} has {theirs[translated]} and {name} for one array of ours: leave one out")
         theirs[translated] = name
     values = {translated: arrays[name] for translated, name in theirs.items()}
     identity = _identity_expansion(layout, ours, values)
@@ -140,9 +142,9 @@ def load_torch(
 
 
 def _wrong(target: str, value: np.ndarray) -> str:
-    """Why a leaf of ours cannot have these values; "" if it can."""
+    """What is wrong with these values for a leaf of ours, or ""."""
     if not jnp.issubdtype(value.dtype, jnp.floating):  # quantised weights need their scales
-        return f"{value.dtype} and no floating-point numbers"
+        return f"{value.dtype}, not floating-point numbers"
     if not (np.abs(value) <= np.finfo(np.float32).max).all():
         return "not finite"
     return "negative variances" if target.endswith("/var") and (value < 0).any() else ""
@@ -151,15 +153,16 @@ def _wrong(target: str, value: np.ndarray) -> str:
 def _check_net(layout: Layout, ours: Iterable[str], source: str) -> None:
     is_mobilenet = any("/depthwise/" in target for target in ours)
     if is_mobilenet != (layout.net == torch_layouts.MOBILENET):
-        raise UserError(f"{source} holds a {layout.net}, but the model is none: choose another file or another model")
+        raise UserError(f"{source} holds a {layout.net}, but the model is another net: choose another file or model")
 
 
 def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays) -> Arrays:
-    """What the expansion of the first block must be for the paper's variant to compute what the standard one does.
+    """Values for the expansion of the first block with which the paper's variant computes what the standard net does.
 
-    The kernel is an identity. Its norm is one by running statistics, whatever they are, with scale sqrt(var + eps) and
-    bias mean. For it to be nearly one by a batch's statistics too, they are those of its input: the stem's output,
-    taken as normal before its ReLU6, where the stem's norm says mean and deviation. ReLU6 then changes nothing.
+    The kernel is an identity. With running statistics, the norm is an identity if its scale is sqrt(var + eps) and its
+    bias is the mean. To be nearly an identity with the statistics of a batch too, mean and var must be those of its
+    input, the output of the stem: we take the stem's output before its ReLU6 as normal, with mean and deviation from
+    the bias and scale of the stem's norm. The ReLU6 after the expansion then changes nothing.
     """
     expand = "backbone/stage2_block0/expand"
     scale, bias = (values.get(f"backbone/stem_norm.{leaf}") for leaf in ("weight", "bias"))
@@ -182,7 +185,7 @@ def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays)
 
 
 def _find(target: str, values: Arrays) -> tuple[str, np.ndarray | None]:
-    """The name that fills a leaf of ours, and its value in our order of axes; None where the file has none."""
+    """The name that fills a leaf of ours, and its value in our order of axes (None if the file has none)."""
     _, *path, leaf = target.split("/")
     branch, name = LEAVES[leaf]
     half = path[-1] if path[-1] in BRANCHES else ""
@@ -200,25 +203,25 @@ def _find(target: str, values: Arrays) -> tuple[str, np.ndarray | None]:
 
 
 def _in_our_axes(value: np.ndarray | None) -> np.ndarray | None:
-    """Kernels [out, in, kh, kw] as [kh, kw, in, out], matrices [out, in] as [in, out]."""
+    """Transposes kernels [out, in, kh, kw] to [kh, kw, in, out] and matrices [out, in] to [in, out]."""
     if value is None or value.ndim not in (2, 4):
         return value
     return value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
 
 
 def _may_stay(target: str, layout: Layout, values: Arrays) -> bool:
-    """Whether a file of this layout need not have it."""
+    """Whether a file of this layout may lack this leaf of ours."""
     if target.split("/")[1] == "bnneck":
         return "bnneck" not in layout.modules.values()
     return target.endswith(BALANCE) and not any(name.endswith(".gate") for name in values)
 
 
 def _needless(name: str, values: Arrays, ours: Mapping[str, Any]) -> bool:
-    """Whether nothing is lost without this value of the file."""
+    """Whether our model does not need this value of the file."""
     module, _, leaf = name.rpartition(".")
-    if leaf in ("running_mean", "running_var"):  # of a norm layer that is IN in our model, where nothing is running
+    if leaf in ("running_mean", "running_var"):  # our layer is IN, which has no running moments
         return f"params/{module}/scale" in ours and f"batch_stats/{module}/mean" not in ours
-    if name == "bnneck.bias":  # frozen at 0, so that ours has none
+    if name == "bnneck.bias":  # frozen at 0; ours has no bias
         return values[name].shape == ours["params/bnneck/scale"].shape and not values[name].any()
     return leaf in NEEDLESS
 
@@ -228,9 +231,9 @@ def _below(name: str, names: Sequence[str]) -> bool:
 
 
 def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differing: Sequence[str]) -> None:
-    """Raises ValueError if there is anything in the lists."""
+    """Raises UserError if the lists are not empty."""
     parts = [
-        f"{len(names)} {what} ({_few(names, 10)})"
+        f"{len(names)} {what} ({few(names, 10)})"
         for what, names in (
             ("of the model's names are missing in the file", missing),
             ("of the file's names are unknown to the model", unknown),
@@ -240,7 +243,3 @@ def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differi
     ]
     if parts:
         raise UserError(f"{source} does not fit the model: {'; '.join(parts)}: choose another file or another model")
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The tensorflow-datasets builder, which has to live in a package folder of its own name.
+"""The tensorflow-datasets builder, which tensorflow-datasets expects in a package folder of its own.
 
 Nothing else belongs here.
 """

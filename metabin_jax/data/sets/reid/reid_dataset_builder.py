@@ -1,8 +1,14 @@
-"""The sets of `catalogue.SETS`, and any domain in Market-1501 naming, for tensorflow-datasets without TensorFlow."""
+"""The sets of `catalogue.SETS`, and any domain in Market-1501 naming, for tensorflow-datasets without TensorFlow.
 
+tensorflow-datasets is built for use with TensorFlow. The parts of its internals that make it work without are all used
+in this file: other files use its public interface only.
+"""
+
+import contextlib
 import hashlib
 import io
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,25 +17,25 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from metabin_jax.data import cache
 from metabin_jax.data.records import SPLITS, Record, read_domain
 from metabin_jax.data.sets import catalogue, extraction, prepared
+from metabin_jax.runtime.progress import Progress
 
 IMAGES_PER_SHARD = 20_000
 IMAGES_AT_ONCE = 256  # held in memory
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """tfds.builder("reid/NAME"), once this module is imported; another name is that of a folder in manual_dir.
+    """tfds.builder("reid/NAME"), once this module is imported. NAME is one of SETS, or a folder in manual_dir.
 
-    An example has image (the file as it was, of any mode), pid, camid, domain, path (below the set's root) and split.
+    An example has image (the file unchanged, of any mode), pid, camid, domain, path (below the set's root) and split.
     Examples come in the order of the readers. `info.metadata` has the labels of all images, in that order, and a
-    digest of all. The tfds splits are named as in `prepared.TFDS_SPLITS`.
+    digest of everything. The tfds splits are named as in `prepared.TFDS_SPLITS`.
 
-    tfds decodes an image by `numpy.asarray`, which for one with a palette gives indices: take the file by
-    decoders={"image": tfds.decode.SkipDecoding()}.
+    tfds decodes an image by `numpy.asarray`, which returns indices for an image with a palette. Use
+    decoders={"image": tfds.decode.SkipDecoding()} to get the file.
     """
 
     name = prepared.NAME
@@ -40,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir holds the sets as they were unpacked, or one folder per domain."
 
     def __init__(self, *, allow_incomplete: bool = False, file_format: Any = "array_record", **kwargs: Any):
-        """allow_incomplete: prepare a set whose counts are not the published ones, too. Others: those of tfds."""
+        """allow_incomplete: also prepare a set whose counts differ from the published ones. Others: as in tfds."""
         self._allow_incomplete = allow_incomplete
         super().__init__(file_format=file_format, **kwargs)
 
@@ -76,7 +82,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {prepared.TFDS_SPLITS[split]: self._generate_examples(rows) for split, rows in of_split.items() if rows}
 
     def _raw(self, manual_dir: Path) -> tuple[Path, list[Record]]:
-        """The root and the records of the set. Raises ValueError or FileNotFoundError as the readers do."""
+        """The root and the records of the set. Raises UserError or FileNotFoundError as the readers do."""
         name = self.builder_config.name
         if name not in catalogue.SETS:
             return manual_dir / name, read_domain(manual_dir / name, name)
@@ -88,7 +94,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return root, records
 
     def _generate_examples(self, rows: Sequence[tuple[int, str, Record]]) -> Iterator[tuple[int, dict]]:
-        """Yields (place in the set, example), but notes and leaves out what is broken."""
+        """Yields (place in the set, example); broken images are noted and left out."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the GIL
             for start in range(0, len(rows), IMAGES_AT_ONCE):
                 part = rows[start : start + IMAGES_AT_ONCE]
@@ -108,14 +114,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     yield row, {"image": content, **labels}
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
-        """In place of that of tfds, which holds a split in memory and above 1 GB goes on with TensorFlow only."""
+        """Replaces the method of tfds, which holds a split in memory and needs TensorFlow above 1 GB."""
         self._broken: list[str] = []
         self._digest = hashlib.sha256()
         splits = self._split_generators(dl_manager)
         names = self.info.metadata["split"]
-        with tqdm(total=len(names), desc=self.builder_config.name, unit=" images", disable=None) as bar:
+        with Progress(self.builder_config.name, len(names)) as progress:
             infos = [
-                self._write(split, _counted(bar, examples), names.count(prepared.OUR_SPLITS[split]))
+                self._write(split, _counted(progress, examples), names.count(prepared.OUR_SPLITS[split]))
                 for split, examples in splits.items()
             ]
         if self._broken:
@@ -139,14 +145,28 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
 
 
-def _counted(bar: tqdm, examples: Iterable) -> Iterator:
+def build(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool) -> None:
+    """Prepares one set, or one domain in Market-1501 naming, without the output of tfds."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            config = name if name in catalogue.SETS else tfds.core.BuilderConfig(name=name)
+            builder = Builder(config=config, data_dir=data_dir, allow_incomplete=allow_incomplete)
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    finally:
+        absl.setLevel(level)
+
+
+def _counted(progress: Progress, examples: Iterable) -> Iterator:
     for example in examples:
         yield example
-        bar.update()
+        progress.update()
 
 
 def _content(path: str) -> bytes | None:
-    """The file, or None where the cache could not decode it."""
+    """The content of the file, or None if the cache cannot decode it."""
     try:
         content = Path(path).read_bytes()
         cache.upright(io.BytesIO(content))

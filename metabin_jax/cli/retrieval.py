@@ -1,0 +1,178 @@
+"""The commands about images and their features. They import late, so that --help is quick."""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, MODEL_OF_IMAGES, check_output, command, option, output
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import few
+
+if TYPE_CHECKING:
+    from metabin_jax.retrieval.encoder import Encoder
+    from metabin_jax.retrieval.features import Features
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {text!r}")
+
+
+@command(
+    option("path", metavar="IMAGES", help=IMAGES),
+    MODEL,
+    *output("a .npz or .parquet file (default: features.npz)", default="features.npz"),
+)
+def embed(options: argparse.Namespace) -> int:
+    """Write the features of images to a file.
+
+    The file holds path (absolute), feature (float32, of length one), pid and domain (text, empty if unknown), camid
+    (-1 if unknown), and the run that made them. A folder's images are in natural order (frame_9, frame_10). Images
+    that cannot be read are left out, counted and named; the exit status is then 1.
+
+    example:
+      metabin embed pictures --model=runs/mine --output=gallery.npz
+    """
+    from metabin_jax.data.listing import list_images
+    from metabin_jax.retrieval import features
+    from metabin_jax.retrieval.encoder import embed_images, load_encoder
+
+    features.check_output(options.output)
+    output = check_output(options)
+    images = list_images(options.path)
+    embedded, broken = embed_images(load_encoder(options.model), images)
+    features.write(output, embedded)
+    print(f"{len(embedded):,} features of {embedded.feature.shape[1]} numbers are in {output}")
+    return _left_out(broken, len(images))
+
+
+@command(
+    option("--query", required=True, metavar="IMAGES", help=FEATURES),
+    option("--gallery", required=True, metavar="IMAGES", help="where to search, given like the query"),
+    MODEL_OF_IMAGES,
+    option("-k", type=_count, default=10, help="how many images to list (default: 10)"),
+    option("--threshold", metavar="FILE|NUMBER", help='of metabin calibrate, or from -1 to 1; "same" is above it'),
+    *output("a CSV file for the lists, instead of printing them"),
+)
+def search(options: argparse.Namespace) -> int:
+    """Find the most similar images of a gallery, and whether they show the same person.
+
+    Lists the most similar gallery images of each query with their cosine similarity, from -1 to 1; the search is
+    exact. A query that is in the gallery too, by its path, is left out of its own list. Features of two models are
+    refused. If images cannot be read, the exit status is 1.
+
+    examples:
+      metabin search --query=new.jpg --gallery=gallery.npz --model=runs/mine -k 5
+      metabin search --query=query.npz --gallery=gallery.npz --threshold=threshold.json --output=matches.csv
+    """
+    from metabin_jax.retrieval import search
+    from metabin_jax.runtime.files import write_text
+
+    output = check_output(options) if options.output else None
+    threshold = search.read_threshold(options.threshold) if options.threshold else None
+    encoder = _encoder(options.model, options.query, options.gallery)
+    if threshold and encoder:
+        threshold.check(encoder.made_by)
+    # Files first: what is wrong with them shows before anything is embedded.
+    sources = sorted({options.gallery, options.query}, key=lambda source: (_is_images(source), source))
+    found = {source: _features(source, encoder) for source in sources}
+    (gallery, gallery_status), (query, query_status) = found[options.gallery], found[options.query]
+    if threshold:
+        threshold.check(query.made_by)
+    lists = search.search(query, gallery, options.k)
+    table = list(search.rows(query, gallery, lists, threshold))
+    if output:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([search.HEADER, *table])
+        write_text(output, text.getvalue())
+        print(f"{output} has {len(table):,} rows (queries: {len(query):,})")
+    else:
+        for line in search.report(table):
+            print(line)
+    if threshold:
+        print(threshold.words)
+    own = len(set(query.path.tolist()) & set(gallery.path.tolist()))
+    if own:
+        print(f"queries that are in the gallery and left out of their own lists: {own:,}", file=sys.stderr)
+    if any(len(matches) < options.k for matches in lists):
+        print(f"the gallery holds only {len(gallery):,} images: -k {options.k} lists all of them", file=sys.stderr)
+    return max(gallery_status, query_status)
+
+
+@command(
+    option("images", metavar="IMAGES", help=FEATURES),
+    MODEL_OF_IMAGES,
+    option("--far", type=_rate, default=1e-3, metavar="RATE", help="the false accept rate (default: 0.001)"),
+    *output("the threshold, for metabin search (default: threshold.json)", default="threshold.json"),
+)
+def calibrate(options: argparse.Namespace) -> int:
+    """Find the threshold for a false accept rate, from labelled images.
+
+    The false accept rate is the share of pairs of different people whose similarity is above the threshold. Pairs are
+    of one domain; pairs of one person are of two cameras. Prints both shares with 95 % intervals by resampling
+    identities (pairs are not independent). Take people and cameras that the run was not trained on.
+
+    example:
+      metabin calibrate pictures/south --model=runs/mine --far=0.001 --output=threshold.json
+    """
+    from metabin_jax.retrieval.calibrate import calibrate
+    from metabin_jax.runtime.files import write_json
+
+    output = check_output(options)
+    features, status = _features(options.images, _encoder(options.model, options.images))
+    result = calibrate(features, options.far)
+    write_json(output, dataclasses.asdict(result))
+    print(f"{result}\nthe threshold is in {output}")
+    return status
+
+
+def _encoder(model: str | None, *sources: str) -> "Encoder | None":
+    from metabin_jax.retrieval.encoder import load_encoder
+
+    images = [source for source in sources if _is_images(source)]
+    if images and not model:
+        raise UserError(f"{images[0]} is not a feature file: --model=RUN names the run that embeds it")
+    return load_encoder(model) if model else None
+
+
+def _is_images(source: str) -> bool:
+    from metabin_jax.retrieval.features import SUFFIXES
+
+    return Path(source).suffix not in SUFFIXES
+
+
+def _features(source: str, encoder: "Encoder | None") -> tuple["Features", int]:
+    """Reads a feature file, or embeds images with the encoder. Returns the features and the exit status."""
+    from metabin_jax.data.listing import list_images
+    from metabin_jax.retrieval import features
+    from metabin_jax.retrieval.encoder import embed_images
+
+    if encoder is None or not _is_images(source):
+        found = features.read(source)
+        if encoder:
+            features.check_same_model(found.made_by, source, encoder.made_by, "--model")
+        return found, 0
+    images = list_images(source)
+    found, broken = embed_images(encoder, images)
+    return found, _left_out(broken, len(images))
+
+
+def _left_out(broken: Sequence[str], total: int) -> int:
+    """Names the images that could not be read. Returns the exit status."""
+    if broken:
+        print(f"{len(broken):,} of {total:,} images cannot be read and are left out: {few(broken)}", file=sys.stderr)
+    return 1 if broken else 0
