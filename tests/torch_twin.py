@@ -1,6 +1,6 @@
 """MetaBIN in plain PyTorch, written from the paper alone: what our JAX code is compared with.
 
-The same code is the yardstick of `experiments/speed.py`, so it stays natural: no trick of ours is used here.
+The benchmark experiments/benchmarks/iteration.py times the same code, so it stays natural: no trick of ours is used.
 """
 
 from __future__ import annotations
