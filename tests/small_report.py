@@ -8,6 +8,7 @@ from tiny_run import tiny_config
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import query_gallery
 from metabin_jax.evaluation.statistics import summarise
+from metabin_jax.evaluation.targets import evaluate_target
 from metabin_jax.report import data, domain
 from metabin_jax.training.config import metabin
 from metabin_jax.training.workdir import settings
@@ -33,10 +34,13 @@ RECORDS = [
 
 
 def examined(records=RECORDS, angles=ANGLES, **settings):
-    config = metabin().eval
-    config.update(settings)
-    splits = [query_gallery(records, config.policy)]
-    return domain.examine(records, lambda rows: at_angles(angles[rows]), splits, "", config)
+    splits = [query_gallery(records, settings.get("policy", "cross-camera"))]
+    return domain_of(records, lambda rows: at_angles(angles[rows]), splits, **settings)
+
+
+def domain_of(records, embed, splits, source="", **settings):
+    settings |= {"listed": domain.LENGTH, "bins": domain.SCORE_BINS}
+    return domain.examine(records, evaluate_target(records[0].domain, records, embed, splits, source, **settings))
 
 
 def run_data(domains=(), **changes):
@@ -44,7 +48,8 @@ def run_data(domains=(), **changes):
     config = tiny_config("/data")
     config.data.train_domains = ("east", "north")
     run = data.RunData(
-        name="mine", config=settings(config), starts=[], rows=[], step=3, source_mAP=None, layers=[],
+        name="mine", config=settings(config), preset=settings(metabin()), starts=[], rows=[], step=3, source_mAP=None,
+        layers=[],
         domains=list(domains), summaries=summarise([each.result for each in domains]) if domains else [],
         image=lambda name, row: np.full((8, 4, 3), 4 * row, np.uint8),
     )  # fmt: skip

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "metabin_jax"
 METHOD = {"algorithm", "learner", "losses", "norm", "schedules"}
 # From the top down. A room may import itself and rooms of lower rows; `data` and the method are beside each other.
 ROWS = (
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"report", "export", "plan"},
     {"retrieval"},
     {"training"},
@@ -18,7 +19,7 @@ ROWS = (
     {"runtime"},
 )
 ROW_OF = {room: number for number, row in enumerate(ROWS) for room in row}
-TOOLS = ROWS[0] | ROWS[1] | ROWS[2]
+TOOLS = {"report", "export", "plan"}
 READS_CONFIGS = {"training", "cli"}
 
 

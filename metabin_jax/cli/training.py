@@ -2,18 +2,8 @@
 
 import argparse
 
-from metabin_jax.cli.options import (
-    CONFIG,
-    DISTRIBUTED,
-    FIELDS,
-    MODEL,
-    check_output,
-    command,
-    fields,
-    flag,
-    option,
-    output,
-)
+from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, fields, option, output
+from metabin_jax.runtime.text import few
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -134,7 +124,7 @@ def export(options: argparse.Namespace) -> None:
     option("name", metavar="NAME", help="a published data set, all or folder"),
     option("--manual_dir", required=True, metavar="DIR", help="holds the unpacked sets, or your domains"),
     option("--data_dir", default=DATA_DIR, metavar="DIR", help=f"for the prepared sets (default: {DATA_DIR})"),
-    flag("--allow_incomplete", "prepare a set even if its counts are not the published ones"),
+    option("--allow_incomplete", action="store_true", help="prepare a set whose counts differ from the published ones"),
 )
 def prepare(options: argparse.Namespace) -> None:
     """Pack published data sets, or a folder of domains, into a few files each, and check them.
@@ -223,15 +213,15 @@ def _print_results(results: dict, workdir: str) -> None:
     for domain, scores in results["targets"].items():
         unmatched = scores["unmatched"]
         if unmatched:
-            named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
-            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
+            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {few(unmatched, 3)}")
         pairs = scores["verification"]
         threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
         print(
             f"{domain}: verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold "
             f"{threshold} ({pairs['num_positive']:,} positive, {pairs['num_negative']:,} negative pairs)"
         )
-    files = "evaluation.json and evaluation.md" if results["targets"] else "and evaluation.json"
+    file = results["file"]
+    files = f"{file} and {file.removesuffix('json')}md" if results["targets"] else f"and {file}"
     print(f"step {results['step']}; metrics, checkpoints, {files} are in {workdir}")
 
 

@@ -1,7 +1,8 @@
 """Embeddings, re-ranking, retrieval and verification metrics, and the protocol that says what is a query."""
 
+from metabin_jax.evaluation.distances import distance
 from metabin_jax.evaluation.embedding import embed
-from metabin_jax.evaluation.metrics import RetrievalMetrics, distance, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation.metrics import RetrievalMetrics, rank_metrics, retrieval_metrics
 from metabin_jax.evaluation.protocol import QueryGallery, query_gallery, ranking_metrics
 from metabin_jax.evaluation.reranking import query_expansion, rerank
 from metabin_jax.evaluation.thresholds import Verification, verification

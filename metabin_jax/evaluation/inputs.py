@@ -1,5 +1,6 @@
 """Checks of what all evaluations take: features and labels."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,3 +66,22 @@ class Labels:
                 if expected and not np.issubdtype(value.dtype, np.integer):
                     raise ValueError(f"{name}_{kind} must hold integers, not {value.dtype}.")
         return labels
+
+    def same_identity(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The gallery images of the query's identity [S], in the gallery's order, and which are from other cameras."""
+        order_G, first_Q, last_Q = self._by_pid
+        column_S = order_G[first_Q[query] : last_Q[query]]
+        return column_S, self.gallery_camid[column_S] != self.query_camid[query]
+
+    @property
+    def count_Q(self) -> NDArray[np.int64]:
+        """The number of gallery images of each query's identity."""
+        _, first_Q, last_Q = self._by_pid
+        return last_Q - first_Q
+
+    @functools.cached_property
+    def _by_pid(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The gallery's order by pid [G], and where each query's identity is in it [Q]: first, and after the last."""
+        order_G = np.argsort(self.gallery_pid, kind="stable")
+        pid_G = self.gallery_pid[order_G]
+        return order_G, np.searchsorted(pid_G, self.query_pid, "left"), np.searchsorted(pid_G, self.query_pid, "right")

@@ -5,35 +5,17 @@ from the query's camera; equal distances keep the order of the gallery. A match 
 identity in that list. A query without a match has no rank: it is left out of every mean and named.
 
 All metrics are fractions in [0, 1].
-
-Distances are computed on the devices of this process, in tiles of one shape, so that neither the features nor the
-distances need fit there; each device has its part of the queries. The ranks of the matches are counted there too, but
-where the device is the CPU: there numpy counts them in about half the time of the compiled function (3,368 x 15,913
-distances, 20 matches each: 0.28 s and 0.52 s).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metabin_jax.evaluation.device import device_places, distance_tile, has_nan, write_tile
+from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
 from metabin_jax.evaluation.inputs import Labels, check_features
-from metabin_jax.runtime.devices import Placement
-
-METRICS = ("cosine", "euclidean")
-
-# The largest temporary array, the float32 distances of a block of queries to the gallery, stays below 256 MB.
-_BLOCK_ELEMENTS = 64_000_000
-
-# Gallery rows of a tile.
-_CHUNK_ROWS = 8192
-
-# Up to so many matches of a query, counting what is nearer than each takes less time than sorting the gallery.
-_FEW_MATCHES = 256
+from metabin_jax.evaluation.ranking import Ranking, rank
 
 
 @dataclass(frozen=True)
@@ -62,84 +44,6 @@ class RetrievalMetrics:
     inverse_penalty_Q: NDArray[np.float64] = field(repr=False, compare=False)
 
 
-def distance(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> NDArray:
-    """Distances [Q, G] in float32, or float64 where the features are: 1 - cosine, or Euclidean (not squared).
-
-    A feature of length zero has the cosine distance 1 to everything.
-    """
-    distance_QG = np.empty((len(query_QD), len(gallery_GD)), _dtype(query_QD, gallery_GD))
-    for rows, distance_BG in distance_blocks(query_QD, gallery_GD, metric):
-        distance_QG[rows] = distance_BG
-    return distance_QG
-
-
-def distance_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> Iterator[tuple[slice, NDArray]]:
-    """`distance` [B, G] of a block of queries after the other, without another array of the gallery's size [G, D].
-
-    The next block overwrites the one before.
-    """
-    buffer_BG = np.empty((_block_rows(len(query_QD), len(gallery_GD)), len(gallery_GD)), _dtype(query_QD, gallery_GD))
-    for rows in _query_blocks(len(query_QD), len(gallery_GD)):
-        distance_BG = buffer_BG[: rows.stop - rows.start]
-        for columns, tile_BC in _tiles(query_QD, rows, gallery_GD, metric):
-            distance_BG[:, columns] = np.asarray(tile_BC)[: len(distance_BG), : columns.stop - columns.start]
-        yield rows, distance_BG
-
-
-def _device_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str) -> Iterator[tuple[slice, jax.Array]]:
-    """`distance_blocks` on the device, all of one shape, filled up with rows of no query and columns at infinity."""
-    dtype, num_gallery = _dtype(query_QD, gallery_GD), len(gallery_GD)
-    placement, size = Placement.over(jax.local_devices()), _balanced(num_gallery, _CHUNK_ROWS)
-    shape = placement.filled(_block_rows(len(query_QD), num_gallery)), -(-num_gallery // size) * size
-    with jax.enable_x64(dtype == np.float64):
-        distance_BG = jnp.empty(shape, dtype, device=placement.by_rows)
-    for rows in _query_blocks(len(query_QD), num_gallery):
-        for columns, tile_BC in _tiles(query_QD, rows, gallery_GD, metric):
-            with jax.enable_x64(dtype == np.float64):
-                distance_BG = write_tile(distance_BG, tile_BC, np.int32(columns.start), np.int32(num_gallery))
-        yield rows, distance_BG
-
-
-def _tiles(query_QD: NDArray, rows: slice, gallery_GD: NDArray, metric: str) -> Iterator[tuple[slice, jax.Array]]:
-    """Columns, and the distances [B, C] of these rows to them, both filled up with zero features to one shape."""
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
-    dtype = _dtype(query_QD, gallery_GD)
-    num_query, num_gallery = len(query_QD), len(gallery_GD)
-    placement = Placement.over(jax.local_devices())
-    num_rows = placement.filled(_block_rows(num_query, num_gallery))
-    with jax.enable_x64(dtype == np.float64):
-        query_BD = jax.device_put(_filled(query_QD[rows], num_rows, dtype), placement.by_rows)
-    size = _balanced(num_gallery, _CHUNK_ROWS)
-    before = query_BD
-    for start in range(0, num_gallery, size):
-        columns = slice(start, min(start + size, num_gallery))
-        with jax.enable_x64(dtype == np.float64):
-            gallery_CD = jax.device_put(_filled(gallery_GD[columns], size, dtype), placement.whole)
-            tile_BC = distance_tile(query_BD, gallery_CD, metric)
-        before.block_until_ready()  # two tiles in flight: more would hold more of the gallery on the device
-        before = tile_BC
-        yield columns, tile_BC
-
-
-def _filled(feature_ND: NDArray, size: int, dtype: np.dtype) -> NDArray:
-    if len(feature_ND) == size:
-        return feature_ND.astype(dtype, copy=False)
-    filled_ND = np.zeros((size, feature_ND.shape[1]), dtype)
-    filled_ND[: len(feature_ND)] = feature_ND
-    return filled_ND
-
-
-def _dtype(query_QD: NDArray, gallery_GD: NDArray) -> np.dtype:
-    return np.result_type(query_QD, gallery_GD, np.float32)
-
-
-def unit_length(feature_ND: NDArray) -> NDArray:
-    """The features divided by their lengths; those of length zero stay zero."""
-    length_N1 = np.linalg.norm(feature_ND, axis=1, keepdims=True)
-    return feature_ND / np.where(length_N1 == 0, 1, length_N1)
-
-
 def rank_metrics(
     distance_QG: ArrayLike,
     query_pid: ArrayLike,
@@ -163,8 +67,7 @@ def rank_metrics(
     if distance_QG.ndim != 2:
         raise ValueError(f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}.")
     labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, *distance_QG.shape)
-    blocks = ((rows, distance_QG[rows]) for rows in _query_blocks(*distance_QG.shape))
-    return _evaluate(blocks, labels, ranks)
+    return metrics_of(rank(matrix_blocks(distance_QG), labels), ranks)
 
 
 def retrieval_metrics(
@@ -189,21 +92,25 @@ def retrieval_metrics(
     """
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
     labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, len(query_QD), len(gallery_GD))
-    blocks = distance_blocks if jax.default_backend() == "cpu" else _device_blocks
-    return _evaluate(blocks(query_QD, gallery_GD, metric), labels, ranks)
+    return metrics_of(rank(distance_blocks(query_QD, gallery_GD, metric), labels), ranks)
 
 
-def _evaluate(
-    blocks: Iterable[tuple[slice, NDArray | jax.Array]], labels: Labels, ranks: Sequence[int]
-) -> RetrievalMetrics:
+def metrics_of(ranking: Ranking, ranks: Sequence[int] = (1, 5, 10)) -> RetrievalMetrics:
+    """The metrics of a ranking that was given labels. Raises ValueError for a rank below 1."""
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks must be at least 1, not {list(ranks)}.")
-    num_query = len(labels.query_pid)
-    first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, num_query), np.nan)
-    for rows, distance_BG in blocks:
-        block = _rank_block(distance_BG, rows, labels)
-        first_Q[rows], average_precision_Q[rows], inverse_penalty_Q[rows] = block
-    valid_Q = ~np.isnan(first_Q)
+    query_M, rank_M = ranking.query_M, ranking.rank_M
+    count_Q = np.bincount(query_M, minlength=ranking.num_query)
+    valid_Q = count_Q > 0
+    last_M = np.cumsum(count_Q)[valid_Q] - 1
+    first_M = last_M + 1 - count_Q[valid_Q]
+    matches_so_far_M = np.arange(1, len(query_M) + 1) - np.repeat(first_M, count_Q[valid_Q])
+
+    first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, ranking.num_query), np.nan)
+    first_Q[valid_Q] = rank_M[first_M]
+    precision_sum_Q = np.bincount(query_M, weights=matches_so_far_M / rank_M, minlength=ranking.num_query)
+    average_precision_Q[valid_Q] = precision_sum_Q[valid_Q] / count_Q[valid_Q]
+    inverse_penalty_Q[valid_Q] = count_Q[valid_Q] / rank_M[last_M]
 
     def mean(value_Q: NDArray) -> float:
         return float(value_Q[valid_Q].mean()) if valid_Q.any() else float("nan")
@@ -217,77 +124,4 @@ def _evaluate(
         first_rank_Q=first_Q,
         average_precision_Q=average_precision_Q,
         inverse_penalty_Q=inverse_penalty_Q,
-    )
-
-
-def _balanced(total: int, most: int) -> int:
-    """The size of the fewest parts of at most `most`: equal, so that little is filled up."""
-    parts = max(1, -(-total // most))
-    return max(1, -(-total // parts))
-
-
-def _block_rows(num_query: int, num_gallery: int) -> int:
-    return _balanced(num_query, max(1, _BLOCK_ELEMENTS // max(num_gallery, 1)))
-
-
-def _query_blocks(num_query: int, num_gallery: int) -> Iterator[slice]:
-    size = _block_rows(num_query, num_gallery)
-    for start in range(0, num_query, size):
-        yield slice(start, min(start + size, num_query))
-
-
-def _rank_block(distance_BG: NDArray | jax.Array, rows: slice, labels: Labels) -> tuple[NDArray, NDArray, NDArray]:
-    """Rank of the first match, average precision and inverse negative penalty [B]; nan without a match."""
-    # The gallery is never sorted: matches are few, and only they need a rank.
-    queries = range(rows.start, rows.stop)
-    columns = [np.flatnonzero(labels.gallery_pid == labels.query_pid[query]) for query in queries]
-    if isinstance(distance_BG, np.ndarray):
-        has_nan_B = np.array([np.isnan(distance_G).any() for distance_G in distance_BG])
-        places = [_places(distance_G, column_S) for distance_G, column_S in zip(distance_BG, columns, strict=True)]
-    else:
-        has_nan_B = np.asarray(has_nan(distance_BG))[: len(columns)]
-        places = device_places(distance_BG, columns)
-    if has_nan_B.any():
-        raise ValueError(f"distance_QG holds NaN for query {queries[has_nan_B.argmax()]}: check the features.")
-    rank_of_query = [
-        _match_ranks(place_S, labels.gallery_camid[column_S] == labels.query_camid[query])
-        for query, column_S, place_S in zip(queries, columns, places, strict=True)
-    ]
-    query_M = np.repeat(np.arange(len(queries)), [len(rank_M) for rank_M in rank_of_query])
-    rank_M = np.concatenate(rank_of_query)
-    count_B = np.bincount(query_M, minlength=len(queries))
-    matched_B = count_B > 0
-    last_M = np.cumsum(count_B)[matched_B] - 1
-    first_M = last_M + 1 - count_B[matched_B]
-    matches_so_far_M = np.arange(1, len(query_M) + 1) - np.repeat(first_M, count_B[matched_B])
-
-    first_B, average_precision_B, inverse_penalty_B = np.full((3, len(queries)), np.nan)
-    first_B[matched_B] = rank_M[first_M]
-    precision_sum_B = np.bincount(query_M, weights=matches_so_far_M / rank_M, minlength=len(queries))
-    average_precision_B[matched_B] = precision_sum_B[matched_B] / count_B[matched_B]
-    inverse_penalty_B[matched_B] = count_B[matched_B] / rank_M[last_M]
-    return first_B, average_precision_B, inverse_penalty_B
-
-
-def _match_ranks(place_S: NDArray, dropped_S: NDArray) -> NDArray:
-    """The ranks of a query's matches, from 1, increasing, from the places of all images of its identity."""
-    order_S = np.argsort(place_S)
-    place_S, dropped_S = place_S[order_S], dropped_S[order_S]
-    return (place_S - np.cumsum(dropped_S))[~dropped_S]
-
-
-def _places(distance_G: NDArray, column_S: NDArray) -> NDArray:
-    """The places, from 1, of these columns in the stable order of all."""
-    if len(column_S) > _FEW_MATCHES:
-        place_G = np.empty(len(distance_G), np.int64)
-        place_G[np.argsort(distance_G, kind="stable")] = np.arange(1, len(distance_G) + 1)
-        return place_G[column_S]
-    # What is equally far counts only up to the column itself, which is its own place 1.
-    return np.array(
-        [
-            np.count_nonzero(distance_G[: column + 1] <= distance_G[column])
-            + np.count_nonzero(distance_G[column + 1 :] < distance_G[column])
-            for column in column_S.tolist()
-        ],
-        np.int64,
     )

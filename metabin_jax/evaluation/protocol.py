@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import reranking
-from metabin_jax.evaluation.metrics import RetrievalMetrics, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
+from metabin_jax.evaluation.inputs import Labels, check_features
+from metabin_jax.evaluation.metrics import RetrievalMetrics, metrics_of
+from metabin_jax.evaluation.ranking import Ranking, most_shared, rank
 from metabin_jax.runtime.errors import UserError
 
 CameraPolicy = Literal["cross-camera", "ignore"]
@@ -68,6 +71,39 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
 
 
+def ranking(
+    query_QD: NDArray,
+    gallery_GD: NDArray,
+    split: QueryGallery,
+    metric: str = "cosine",
+    rerank: bool = False,
+    query_expansion: int = 0,
+    listed: int = 0,
+) -> Ranking:
+    """Ranks a split, after the steps that a user asks for.
+
+    Args:
+      rerank: rank by the distances of `reranking.rerank`, which are all [Q, G] in memory at once.
+      query_expansion: the k of `reranking.query_expansion`, which comes before the ranking or re-ranking; 0 for none.
+      listed: how many images that count the nearest of each query must hold; more are kept, for images that do not.
+
+    Raises:
+      ValueError: as those; a metric other than cosine with re-ranking or query expansion, which know only directions.
+    """
+    if (rerank or query_expansion) and metric != "cosine":
+        raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
+    query_QD, gallery_GD = check_features(query_QD, gallery_GD)
+    labels = Labels.check(*split.labels, len(query_QD), len(gallery_GD))
+    if query_expansion:
+        query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
+    if rerank:
+        blocks = matrix_blocks(reranking.rerank(query_QD, gallery_GD))
+    else:
+        blocks = distance_blocks(query_QD, gallery_GD, metric)
+    nearest = listed and listed + most_shared(split.query_pid, split.gallery_pid)
+    return rank(blocks, labels, nearest)
+
+
 def ranking_metrics(
     query_QD: NDArray,
     gallery_GD: NDArray,
@@ -77,19 +113,5 @@ def ranking_metrics(
     rerank: bool = False,
     query_expansion: int = 0,
 ) -> RetrievalMetrics:
-    """`retrieval_metrics` of a split, after the steps that a user asks for.
-
-    Args:
-      rerank: rank by the distances of `reranking.rerank`, all [Q, G] of which are in memory at once.
-      query_expansion: the k of `reranking.query_expansion`, which comes before the ranking or re-ranking; 0 for none.
-
-    Raises:
-      ValueError: as those; a metric other than cosine with re-ranking or query expansion, which know only directions.
-    """
-    if (rerank or query_expansion) and metric != "cosine":
-        raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
-    if query_expansion:
-        query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
-    if rerank:
-        return rank_metrics(reranking.rerank(query_QD, gallery_GD), *split.labels, ranks)
-    return retrieval_metrics(query_QD, gallery_GD, *split.labels, metric, ranks)
+    """`retrieval_metrics` of a split, with the steps and errors of `ranking`."""
+    return metrics_of(ranking(query_QD, gallery_GD, split, metric, rerank, query_expansion), ranks)

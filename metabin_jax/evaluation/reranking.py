@@ -3,30 +3,16 @@
 Neighbours are ordered by cosine distance; equal distances keep the order of the images.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
+from metabin_jax.evaluation.distances import Blocks, distance_blocks, unit_length
 from metabin_jax.evaluation.inputs import check_features
-from metabin_jax.evaluation.metrics import distance_blocks, unit_length
+from metabin_jax.evaluation.ranking import rank
 
-
-class _Rows(NamedTuple):
-    """A sparse matrix: row n holds `weight` in the columns `column`, both from start[n] to start[n + 1]."""
-
-    start: NDArray[np.int64]
-    column: NDArray[np.int64]
-    weight: NDArray[np.floating]
-
-    def of(self, row: int) -> tuple[NDArray, NDArray]:
-        part = slice(self.start[row], self.start[row + 1])
-        return self.column[part], self.weight[part]
-
-    @classmethod
-    def join(cls, rows: list[tuple[NDArray, NDArray]]) -> "_Rows":
-        columns, weights = zip(*rows, strict=True)
-        return cls(np.cumsum([0, *map(len, columns)]), np.concatenate(columns), np.concatenate(weights))
+# Images whose expanded neighbour sets are found at a time.
+_SET_ROWS = 1024
 
 
 def rerank(
@@ -67,13 +53,14 @@ def rerank(
 
     image_ND = np.concatenate([query_QD, gallery_GD])
     neighbour_NK, farthest_N = _neighbours(image_ND, max(k1 + 1, k2))
-    weight = _weights(image_ND, neighbour_NK, farthest_N, k1)
-    weight = _Rows.join([_mean_row(weight, neighbour_K[:k2]) for neighbour_K in neighbour_NK])
+    weight_NN = _weights(image_ND, neighbour_NK, farthest_N, k1)
+    nearest_NK = neighbour_NK[:, :k2]
+    weight_NN = _rows_of(nearest_NK, np.full(nearest_NK.shape, 1 / nearest_NK.shape[1], farthest_N.dtype)) @ weight_NN
 
     distance_QG = np.empty((len(query_QD), len(gallery_GD)), farthest_N.dtype)
     for rows, original_BG in distance_blocks(query_QD, gallery_GD):
         distance_QG[rows] = lambda_value * original_BG / farthest_N[rows, None]
-    _add_jaccard(distance_QG, weight, 1 - lambda_value)
+    _add_jaccard(distance_QG, weight_NN, 1 - lambda_value)
     return distance_QG
 
 
@@ -101,87 +88,75 @@ def query_expansion(
         raise ValueError(f"alpha must be 0 or more, not {alpha}.")
     dtype = np.result_type(query_QD, gallery_GD, np.float32)
     expanded_QD = unit_length(query_QD.astype(dtype, copy=False))
-    for rows, distance_BG in distance_blocks(query_QD, gallery_GD):
-        for expanded_D, distance_G in zip(expanded_QD[rows], distance_BG, strict=True):
-            column_K = _nearest(distance_G, k)
-            weight_K = np.maximum(1 - distance_G[column_K], 0) ** alpha
-            expanded_D += weight_K @ unit_length(gallery_GD[column_K].astype(dtype, copy=False))
+    ranking = rank(distance_blocks(query_QD, gallery_GD), nearest=k)
+    weight_QK = np.maximum(1 - ranking.distance_QK, 0) ** alpha
+    for expanded_D, column_K, weight_K in zip(expanded_QD, ranking.nearest_QK, weight_QK, strict=True):
+        expanded_D += weight_K @ unit_length(gallery_GD[column_K].astype(dtype, copy=False))
     return unit_length(expanded_QD)
-
-
-def _nearest(distance_G: NDArray, k: int) -> NDArray[np.int64]:
-    """The columns of the k smallest distances, increasing; equal distances keep their order."""
-    if k < len(distance_G):
-        # All that are as near as the k-th: which of them come first is for the stable sort to say.
-        column_C = np.flatnonzero(distance_G <= np.partition(distance_G, k - 1)[k - 1])
-    else:
-        column_C = np.arange(len(distance_G))
-    return column_C[np.argsort(distance_G[column_C], kind="stable")][:k]
 
 
 def _neighbours(image_ND: NDArray, count: int) -> tuple[NDArray[np.int64], NDArray]:
     """Each image and its nearest others, `count` in all [N, K], and the distance of its farthest [N], 1 for 0."""
-    num_image = len(image_ND)
-    neighbour_NK = np.empty((num_image, min(count, num_image)), np.int64)
-    farthest_N = np.empty(num_image, np.result_type(image_ND, np.float32))
-    for rows, distance_BN in distance_blocks(image_ND, image_ND):
-        for image, distance_N in enumerate(distance_BN, rows.start):
-            farthest_N[image] = distance_N.max()
+    farthest_N = np.empty(len(image_ND), np.result_type(image_ND, np.float32))
+
+    def self_first() -> Blocks:
+        for rows, distance_BN in distance_blocks(image_ND, image_ND):
+            farthest_N[rows] = distance_BN.max(axis=1)
             # An image is its own nearest, whatever rounding or a copy of it says.
-            distance_N[image] = -np.inf
-            neighbour_NK[image] = _nearest(distance_N, neighbour_NK.shape[1])
-    # Where all images are copies of one, what is left is rounding.
+            np.fill_diagonal(distance_BN[:, rows], -np.inf)
+            yield rows, distance_BN
+
+    neighbour_NK = rank(self_first(), nearest=count).nearest_QK
+    # The distances between copies of one image are rounding.
     farthest_N[farthest_N < 16 * np.finfo(farthest_N.dtype).eps] = 1
     return neighbour_NK, farthest_N
 
 
-def _reciprocal(neighbour_NK: NDArray) -> NDArray[np.bool_]:
-    """[n, k]: is image n among the neighbours of its own neighbour k."""
-    mutual_NK = np.empty(neighbour_NK.shape, bool)
-    for image, neighbour_K in enumerate(neighbour_NK):
-        mutual_NK[image] = (neighbour_NK[neighbour_K] == image).any(axis=1)
-    return mutual_NK
+def _rows_of(column_NK: NDArray[np.int64], value_NK: NDArray) -> csr_array:
+    """The sparse matrix [N, N] with these values in these columns of its rows."""
+    num_image, width = column_NK.shape
+    start = np.arange(0, column_NK.size + 1, width)
+    return csr_array((value_NK.ravel(), column_NK.ravel(), start), shape=(num_image, num_image))
 
 
-def _weights(image_ND: NDArray, neighbour_NK: NDArray, farthest_N: NDArray, k1: int) -> _Rows:
-    """V before its mean over neighbours: exp(-d) over the expanded k-reciprocal sets, each row of sum 1."""
-    whole_NK, half_NH = neighbour_NK[:, : k1 + 1], neighbour_NK[:, : round(k1 / 2) + 1]
-    mutual_NK, mutual_NH = _reciprocal(whole_NK), _reciprocal(half_NH)
-    rows = []
-    for image in range(len(image_ND)):
-        member_R = whole_NK[image, mutual_NK[image]]
-        half_RH, in_half_RH = half_NH[member_R], mutual_NH[member_R]
-        overlap_R = (np.isin(half_RH, member_R) & in_half_RH).sum(axis=1)
-        taken_R1 = (3 * overlap_R > 2 * in_half_RH.sum(axis=1))[:, None]
-        column = np.union1d(member_R, half_RH[in_half_RH & taken_R1])
-        # On the host: so few distances, and each time another number of them, are no work for the device.
-        image_1D, column_CD = (unit_length(image_ND[chosen].astype(farthest_N.dtype)) for chosen in ([image], column))
-        weight_C = np.exp(-(1 - (image_1D @ column_CD.T)[0]) / farthest_N[image])
-        rows.append((column, weight_C / weight_C.sum()))
-    return _Rows.join(rows)
+def _reciprocal(neighbour_NK: NDArray[np.int64]) -> csr_array:
+    """int32 [N, N]: 1 where two images are each among the other's neighbours."""
+    is_neighbour_NN = _rows_of(neighbour_NK, np.ones(neighbour_NK.shape, np.int32))
+    return is_neighbour_NN.multiply(is_neighbour_NN.T).tocsr()
 
 
-def _mean_row(weight: _Rows, row_K: NDArray) -> tuple[NDArray, NDArray]:
-    """The mean of these rows, as columns and weights."""
-    parts = [weight.of(row) for row in row_K.tolist()]
-    column, place = np.unique(np.concatenate([column for column, _ in parts]), return_inverse=True)
-    total = np.bincount(place, weights=np.concatenate([value for _, value in parts]))
-    return column, (total / len(row_K)).astype(weight.weight.dtype)
+def _weights(image_ND: NDArray, neighbour_NK: NDArray[np.int64], farthest_N: NDArray, k1: int) -> csr_array:
+    """V [N, N] before its mean over neighbours: exp(-d) over the expanded k-reciprocal sets, each row of sum 1."""
+    whole_NN, half_NN = _reciprocal(neighbour_NK[:, : k1 + 1]), _reciprocal(neighbour_NK[:, : round(k1 / 2) + 1])
+    half_size_N = half_NN.sum(axis=1)
+    columns, weights = [], []
+    for start in range(0, len(image_ND), _SET_ROWS):
+        member_BN = whole_NN[start : start + _SET_ROWS]
+        # |R(i, k1) and R(j, k1 / 2)| for j in R(i, k1); half_NN is symmetric.
+        taken_BN = (member_BN @ half_NN).multiply(member_BN).tocsr()
+        taken_BN.data = (3 * taken_BN.data > 2 * half_size_N[taken_BN.indices]).astype(np.int32)
+        taken_BN.eliminate_zeros()
+        expanded_BN = (member_BN + taken_BN @ half_NN).tocsr()
+        expanded_BN.sort_indices()
+        for image, column_C in enumerate(np.split(expanded_BN.indices, expanded_BN.indptr[1:-1]), start):
+            # On the host: few distances at a time, and of another number each time, do not pay on the device.
+            image_1D, column_CD = (unit_length(image_ND[row].astype(farthest_N.dtype)) for row in ([image], column_C))
+            weight_C = np.exp(-(1 - (image_1D @ column_CD.T)[0]) / farthest_N[image])
+            columns.append(column_C)
+            weights.append(weight_C / weight_C.sum())
+    starts = np.cumsum([0, *map(len, columns)])
+    return csr_array((np.concatenate(weights), np.concatenate(columns), starts), shape=whole_NN.shape)
 
 
-def _add_jaccard(distance_QG: NDArray, weight: _Rows, factor: float) -> None:
-    """Adds factor times the Jaccard distance, in place."""
-    num_query, num_gallery = distance_QG.shape
-    total_N = np.add.reduceat(weight.weight, weight.start[:-1])
-    # By column: only gallery images with a weight where the query has one share anything with it.
-    first = weight.start[num_query]
-    order = np.argsort(weight.column[first:], kind="stable")
-    column, value = weight.column[first:][order], weight.weight[first:][order]
-    row = np.repeat(np.arange(num_gallery), np.diff(weight.start[num_query:]))[order]
-    start = np.searchsorted(column, np.arange(num_query + num_gallery + 1))
-    for query in range(num_query):
-        columns, values = weight.of(query)
-        entry = np.concatenate([np.arange(start[c], start[c + 1]) for c in columns.tolist()])
-        shared = np.minimum(value[entry], np.repeat(values, start[columns + 1] - start[columns]))
-        shared_G = np.bincount(row[entry], weights=shared, minlength=num_gallery)
+def _add_jaccard(distance_QG: NDArray, weight_NN: csr_array, factor: float) -> None:
+    """Adds factor times the Jaccard distance, in place, query by query."""
+    num_query = len(distance_QG)
+    total_N = weight_NN.sum(axis=1)
+    query_QN, gallery_GN = weight_NN[:num_query], weight_NN[num_query:].tocsc()
+    for query, (start, stop) in enumerate(zip(query_QN.indptr, query_QN.indptr[1:], strict=False)):
+        # Only gallery images with a weight where the query has one share anything with it.
+        shared_GC = gallery_GN[:, query_QN.indices[start:stop]]
+        weight_S = np.repeat(query_QN.data[start:stop], np.diff(shared_GC.indptr))
+        shared_GC.data = np.minimum(shared_GC.data, weight_S)
+        shared_G = shared_GC.sum(axis=1)
         distance_QG[query] += factor * (1 - shared_G / (total_N[query] + total_N[num_query:] - shared_G))

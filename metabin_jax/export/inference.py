@@ -41,7 +41,8 @@ def embedder(
         if instance_C is None:
             kernel = (*convolution, "kernel")
             params[kernel] = params[kernel] * batch_C
-            layers[path] = Affine(np.ones_like(batch_C), None, shift_C)
+            ones_C: Any = np.ones_like(batch_C)
+            layers[path] = Affine(ones_C, None, shift_C)
     reduced = {**variables, "params": unflatten_dict(params)}
 
     def evaluate(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:

@@ -1,17 +1,16 @@
 """What the page says about one evaluation domain: numbers, scores and ranked lists."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
-from metabin_jax.evaluation import QueryGallery, RetrievalMetrics, distance, query_expansion, query_gallery, rerank
-from metabin_jax.evaluation.metrics import distance_blocks
-from metabin_jax.evaluation.targets import TargetResult, evaluate_target
+from metabin_jax.evaluation.protocol import QueryGallery
+from metabin_jax.evaluation.targets import TargetResult
+from metabin_jax.evaluation.thresholds import ScoredPairs, score_bins
 
 Mark = Literal["correct", "wrong", "same-camera"]
 
@@ -60,52 +59,14 @@ class Domain:
     lists: dict[str, list[RankedList]]
 
 
-def examine(
-    own: Sequence[Record],
-    embed: Callable[[NDArray[np.int64]], NDArray],
-    splits: Sequence[QueryGallery],
-    split_source: str,
-    settings: ConfigDict,
-) -> Domain:
-    """Evaluates one domain by `evaluate_target`, and looks at it more closely.
+def examine(own: Sequence[Record], result: TargetResult) -> Domain:
+    """What the page shows of a domain with these records.
 
-    Args:
-      own: the domain's records.
-      embed: rows of `own`, int64 [N] -> features [N, D]; called once.
-      splits, split_source: as `metabin_jax.evaluate.domain_splits` returns them.
-      settings: config.eval.
-
-    Raises:
-      ValueError: as `evaluate_target`.
+    result: of `evaluate_target` with listed=LENGTH and bins=SCORE_BINS.
     """
-    pairs = splits[0] if len(splits) == 1 else query_gallery(own, settings.policy)
-    needed = np.unique(np.concatenate([row for split in (*splits, pairs) for row in split[:2]]))
-    feature_ND = embed(needed)
-
-    def features(rows: NDArray[np.int64]) -> NDArray:
-        return feature_ND[np.searchsorted(needed, rows)]
-
-    result = evaluate_target(
-        own[0].domain, own, features, splits, split_source, policy=settings.policy, far=settings.far,
-        metric=settings.metric, rerank=settings.rerank, query_expansion=settings.query_expansion,
-    )  # fmt: skip
-    scores = score_histogram(features(pairs.query_row), features(pairs.gallery_row), pairs)
-
-    split, metrics = splits[0], result.metrics[0]
-    groups = choose_queries(metrics.average_precision_Q)
-    queries = np.array(sorted({query for group in groups.values() for query in group}), np.int64)
-    query_QD, gallery_GD = features(split.query_row), features(split.gallery_row)
-    if settings.query_expansion:
-        query_QD = query_expansion(query_QD, gallery_GD, settings.query_expansion)
-    if settings.rerank:
-        distance_LG = rerank(query_QD, gallery_GD)[queries]
-    else:
-        distance_LG = distance(query_QD[queries], gallery_GD, settings.metric)
-    list_of = {
-        query: ranked_list(own, split, metrics, query, distance_G)
-        for query, distance_G in zip(queries.tolist(), distance_LG, strict=True)
-    }
-    return Domain(result, scores, {name: [list_of[query] for query in group] for name, group in groups.items()})
+    groups = choose_queries(result.metrics[0].average_precision_Q)
+    lists = {name: [ranked_list(own, result, query) for query in group] for name, group in groups.items()}
+    return Domain(result, score_histogram(result.pairs), lists)
 
 
 def cmc(result: TargetResult) -> NDArray[np.float64]:
@@ -127,17 +88,16 @@ def choose_queries(average_precision_Q: NDArray) -> dict[str, list[int]]:
     return {name: queries[:LISTS].tolist() for name, queries in groups.items()}
 
 
-def ranked_list(
-    own: Sequence[Record], split: QueryGallery, metrics: RetrievalMetrics, query: int, distance_G: NDArray
-) -> RankedList:
-    """The LENGTH nearest that count of a query, and between them the nearest that do not."""
+def ranked_list(own: Sequence[Record], result: TargetResult, query: int) -> RankedList:
+    """The LENGTH nearest that count of a query of the first split, and between them the nearest that do not."""
+    split, ranking, metrics = result.splits[0], result.rankings[0], result.metrics[0]
     row = int(split.query_row[query])
     frames: list[Frame] = []
     rank = same_camera = 0
-    for column in np.argsort(distance_G, kind="stable").tolist():
+    for column, distance in zip(ranking.nearest_QK[query].tolist(), ranking.distance_QK[query].tolist(), strict=True):
         gallery_row = int(split.gallery_row[column])
         if gallery_row == row:
-            continue  # every image is a query against all: the image itself says nothing
+            continue  # if every image is a query against all, the image itself says nothing
         mark = _mark(split, query, column)
         if mark == "same-camera":
             same_camera += 1
@@ -146,7 +106,7 @@ def ranked_list(
         else:
             rank += 1
         counted = None if mark == "same-camera" else rank
-        frames.append(Frame(gallery_row, own[gallery_row], mark, counted, float(distance_G[column])))
+        frames.append(Frame(gallery_row, own[gallery_row], mark, counted, distance))
         if rank == LENGTH:
             break
     return RankedList(
@@ -160,15 +120,7 @@ def _mark(split: QueryGallery, query: int, column: int) -> Mark:
     return "same-camera" if split.gallery_camid[column] == split.query_camid[query] else "correct"
 
 
-def score_histogram(query_QD: NDArray, gallery_GD: NDArray, split: QueryGallery) -> ScoreHistogram:
+def score_histogram(pairs: ScoredPairs) -> ScoreHistogram:
     """Of the pairs that `verification` counts: one identity from two cameras, and two identities."""
-    matches, others = np.zeros((2, SCORE_BINS), np.int64)
-    for rows, distance_BG in distance_blocks(query_QD, gallery_GD):
-        for query, distance_G in enumerate(distance_BG, rows.start):
-            # Rounding takes scores a little beyond [-1, 1].
-            bin_G = np.clip((2 - distance_G) * (SCORE_BINS / 2), 0, SCORE_BINS - 1).astype(np.int64)
-            same_pid_G = split.gallery_pid == split.query_pid[query]
-            match_G = same_pid_G & (split.gallery_camid != split.query_camid[query])
-            matches += np.bincount(bin_G[match_G], minlength=SCORE_BINS)
-            others += np.bincount(bin_G[~same_pid_G], minlength=SCORE_BINS)
-    return ScoreHistogram(np.linspace(-1, 1, SCORE_BINS + 1), matches, others)
+    matches = score_bins(pairs.positive.score_P, SCORE_BINS)
+    return ScoreHistogram(np.linspace(-1, 1, SCORE_BINS + 1), matches, pairs.negative_B)

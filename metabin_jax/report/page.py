@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,8 +18,6 @@ from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
 from metabin_jax.runtime.extras import needs
 from metabin_jax.runtime.files import check_writable, write_text
-from metabin_jax.training.config import PRESETS, metabin
-from metabin_jax.training.workdir import settings
 
 MOST_NAMED = 100  # queries without a match
 
@@ -64,11 +61,12 @@ TRAINING = (
 )  # fmt: skip
 
 
-def write_report(config: ConfigDict, workdir: str | Path, output: str | Path) -> Path:
-    """Writes the page about the run in `workdir` to `output`, and returns where it is.
+def write_report(config: Any, workdir: str | Path, output: str | Path) -> Path:
+    """Writes the page about the run in `workdir` to `output`, and returns its path.
 
-    config: the run's, with the domains to evaluate on in config.data.eval_domains; the page is about the training
-    alone where there are none. Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
+    config: as `training.trained.load` takes it, with the domains to evaluate on in config.data.eval_domains; without
+    one, the page is about the training alone. Raises ValueError or FileNotFoundError, with one sentence, before any
+    work is lost.
     """
     needs("the report", "report", "jinja2")
     output = check_writable(output)
@@ -93,7 +91,7 @@ def render(run: RunData) -> str:
         script=script,
         # Nothing but this very script may run, whatever a file name says.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        settings=config_rows(run.config),
+        settings=config_rows(run.config, run.preset),
         training=training_charts(run),
         cmc_chart=cmc_chart,
         score_chart=score_chart,
@@ -109,10 +107,9 @@ def percent(fraction: float) -> str:
     return "n/a" if np.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def config_rows(config: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Field, value and, where it is another, the preset's value."""
-    preset = config["preset"] if config["preset"] in PRESETS else PRESETS[0]
-    default = dict(_flat(settings(metabin(preset))))
+def config_rows(config: dict[str, Any], preset: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Field, value and, if it is another, the preset's value."""
+    default = dict(_flat(preset))
     return [(name, value, "" if default.get(name) == value else default.get(name, "")) for name, value in _flat(config)]
 
 

@@ -2,17 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metabin_jax.evaluation.thresholds import allowed_accepts
+from metabin_jax.evaluation.inputs import Labels
+from metabin_jax.evaluation.thresholds import Pairs, allowed_accepts, highest_pairs, join_pairs, scored_pairs
 from metabin_jax.retrieval.features import Features
 from metabin_jax.runtime.errors import UserError
 
 RESAMPLES = 1000
-_BLOCK_ELEMENTS = 4_000_000  # similarities made at a time: 16 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +55,6 @@ class Calibration:
         )
 
 
-class Pairs(NamedTuple):
-    """Pairs of images: their similarity float32 [P], and the two identities int64 [P]."""
-
-    similarity: NDArray[np.float32]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-
-
 def calibrate(features: Features, far: float) -> Calibration:
     """Measures on every pair of labelled images of one domain, each pair once.
 
@@ -93,9 +84,9 @@ def calibrate(features: Features, far: float) -> Calibration:
             f" there are {negatives:,}: give more labelled images, or ask for a higher rate."
         )
     positive, highest = _pairs(features.feature[row], identity, features.camid[row], domain, allowed + 1)
-    threshold = highest.similarity.min()
-    hit = positive.similarity > threshold
-    accept = highest.similarity > threshold
+    threshold = highest.score_P.min()
+    hit = positive.score_P > threshold
+    accept = highest.score_P > threshold
 
     # Each resample gives every identity the number of times it was drawn, domain by domain.
     rng = np.random.default_rng(0)
@@ -103,12 +94,13 @@ def calibrate(features: Features, far: float) -> Calibration:
     for number in range(domain_of_identity[-1] + 1):
         inside = domain_of_identity == number
         weight_RI[:, inside] = rng.multinomial(inside.sum(), np.full(inside.sum(), 1 / inside.sum()), RESAMPLES)
-    first, second = highest.first[accept], highest.second[accept]
+    first, second = identity[highest.query_P[accept]], identity[highest.gallery_P[accept]]
     accepts_R = np.array([(weight_I[first] * weight_I[second]).sum() for weight_I in weight_RI])
     negatives_R = _negative_pairs(weight_RI * images_of_identity, domain_of_identity)
     count = len(images_of_identity)
-    hits_R = weight_RI @ np.bincount(positive.first[hit], minlength=count)
-    positives_R = weight_RI @ np.bincount(positive.first, minlength=count)
+    person_P = identity[positive.query_P]
+    hits_R = weight_RI @ np.bincount(person_P[hit], minlength=count)
+    positives_R = weight_RI @ np.bincount(person_P, minlength=count)
     return Calibration(
         threshold=float(threshold),
         far_asked=far,
@@ -138,36 +130,15 @@ def _pairs(
     feature_ND: NDArray[np.float32], identity: NDArray, camid: NDArray, domain: NDArray, keep: int
 ) -> tuple[Pairs, Pairs]:
     """All positive pairs, and the `keep` most similar negative ones; each pair once, within its domain."""
-    positive = []
-    highest = Pairs(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
+    positive: list[Pairs] = []
+    highest: list[Pairs] = []
     for number in range(domain.max() + 1):
         row = np.flatnonzero(domain == number)
-        size = max(1, _BLOCK_ELEMENTS // len(row))
-        for start in range(0, len(row), size):
-            block, later = row[start : start + size], row[start:]
-            similarity_BL = feature_ND[block] @ feature_ND[later].T
-            is_new_BL = np.arange(len(later)) > np.arange(len(block))[:, None]
-            same_BL = identity[block, None] == identity[later]
-            other_camera_BL = camid[block, None] != camid[later]
-            of_block = similarity_BL, identity[block], identity[later]
-            positive.append(_pick(is_new_BL & same_BL & other_camera_BL, *of_block))
-            candidate_BL = is_new_BL & ~same_BL
-            if len(highest.similarity) == keep:
-                # Only what is above the lowest one kept can take its place.
-                candidate_BL &= similarity_BL > highest.similarity.min()
-            highest = _concatenate([highest, _pick(candidate_BL, *of_block)])
-            best = np.argsort(-highest.similarity, kind="stable")[:keep]
-            highest = Pairs._make(column[best] for column in highest)
-    return _concatenate(positive), highest
-
-
-def _pick(chosen_BL: NDArray, similarity_BL: NDArray, first_B: NDArray, second_L: NDArray) -> Pairs:
-    first, second = np.nonzero(chosen_BL)
-    return Pairs(similarity_BL[first, second], first_B[first], second_L[second])
-
-
-def _concatenate(parts: Sequence[Pairs]) -> Pairs:
-    return Pairs._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+        labels = Labels(identity[row], identity[row], camid[row], camid[row])
+        found = scored_pairs(feature_ND[row], feature_ND[row], labels, keep, once=True)
+        for parts, pairs in ((positive, found.positive), (highest, found.highest)):
+            parts.append(Pairs(pairs.score_P, row[pairs.query_P], row[pairs.gallery_P]))
+    return join_pairs(positive), highest_pairs(highest, keep)
 
 
 def _interval(part_R: NDArray, whole_R: NDArray) -> list[float]:

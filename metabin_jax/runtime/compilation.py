@@ -9,7 +9,8 @@ import jax
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in the folder that JAX was told or in the user's cache."""
-    if jax.config.jax_compilation_cache_dir is None:
+    settings: Any = jax.config  # whose type does not list its settings
+    if settings.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/metabin_jax/xla"))
 
 

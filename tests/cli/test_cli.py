@@ -43,7 +43,7 @@ def trained(monkeypatch):
 
     def stub(config, workdir):
         calls.append((config, workdir))
-        return {"step": 3, "targets": {}}
+        return {"file": "evaluation.json", "step": 3, "targets": {}}
 
     monkeypatch.setattr(train, "train", stub)
     monkeypatch.setattr(evaluate, "evaluate", stub)
@@ -237,7 +237,8 @@ def test_results_are_printed(capsys):
         name: dict.fromkeys(metrics, nothing if name == "c" else some) | {"splits": 1, "queries": 7} for name in "abc"
     }
     benchmark = {"results": measured, "published_percent": [], "notes": ["a note"]}
-    _print_results({"step": 3, "targets": targets, "benchmark": benchmark}, "w")
+    results = {"file": "evaluation-rerank.json", "step": 3, "targets": targets, "benchmark": benchmark}
+    _print_results(results, "w")
     verified = "verification: TPR 87.6 % at FAR 0.098 %, threshold 0.512 (20 positive, 3,000 negative pairs)"
     number = "50.0 [40.0, 60.0]"
     lines = capsys.readouterr().out.splitlines()
@@ -256,7 +257,7 @@ def test_results_are_printed(capsys):
         f"b: {verified}",
         "c: 1 queries have no valid match and do not count: p",
         "c: verification: TPR n/a at FAR n/a, threshold n/a (0 positive, 9 negative pairs)",
-        "step 3; metrics, checkpoints, evaluation.json and evaluation.md are in w",
+        "step 3; metrics, checkpoints, evaluation-rerank.json and evaluation-rerank.md are in w",
     ]
 
 
@@ -343,7 +344,9 @@ def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     status, out, err = run(capsys, "evaluate", f"--model={tmp_path}", "--config.data.eval_domains=mall")
     assert (status, err) == (0, "")
     assert "\nmall    ours" in out
-    assert list(json.loads((tmp_path / "evaluation.json").read_text())["targets"]) == ["mall"]
+    assert out.endswith(f"evaluation-domains=mall.json and evaluation-domains=mall.md are in {tmp_path}\n")
+    assert list(json.loads((tmp_path / "evaluation-domains=mall.json").read_text())["targets"]) == ["mall"]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == saved
 
     assert run(capsys, "evaluate", f"--model={tmp_path}")[0] == 0
     assert json.loads((tmp_path / "evaluation.json").read_text()) == saved

@@ -7,6 +7,7 @@ import pytest
 from metabin_jax.evaluation import QueryGallery, RetrievalMetrics, Verification
 from metabin_jax.evaluation.statistics import RESAMPLES, resampled, summarise
 from metabin_jax.evaluation.targets import TargetResult
+from metabin_jax.evaluation.thresholds import Pairs, ScoredPairs
 
 
 def result(ranks, pids=None, target="viper") -> TargetResult:
@@ -24,7 +25,9 @@ def result(ranks, pids=None, target="viper") -> TargetResult:
         pid_Q = np.arange(len(first_Q)) if pids is None else np.array(pids[number])
         splits.append(QueryGallery(pid_Q, pid_Q, pid_Q, pid_Q, pid_Q, pid_Q + 1))
     verification = Verification(math.nan, math.nan, math.nan, 0, 0)
-    return TargetResult(target, "by hand", tuple(splits), tuple(metrics), verification, ())
+    none = Pairs(*np.empty((3, 0)))
+    pairs = ScoredPairs(none, none, np.empty(0, np.int64))
+    return TargetResult(target, "by hand", tuple(splits), (), tuple(metrics), pairs, verification, ())
 
 
 def drawn(seed, num_splits=10, persons=632, queries=316, share=0.5, target="viper"):

@@ -4,8 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from metabin_jax.evaluation import metrics
-from metabin_jax.evaluation.metrics import distance, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation import distance, distances, rank_metrics, retrieval_metrics
 
 RANKS = (1, 2, 5, 10)
 
@@ -135,13 +134,13 @@ def test_no_valid_query_gives_nan_and_no_crash(num_gallery):
 def test_blocks_of_queries_change_nothing(monkeypatch):
     case = random_case(4, num_query=11)
     whole = rank_metrics(*case)
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 2 * 57)
-    assert len(list(metrics._query_blocks(11, 57))) == 6
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 2 * 57)
+    assert len(list(distances.query_blocks(11, 57))) == 6
     assert rank_metrics(*case) == whole
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 50_000)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 50_000)
     rng = np.random.default_rng([0])
     query_QD, gallery_GD = rng.random((2000, 4), np.float32), rng.random((1000, 4), np.float32)
     labels = [rng.integers(0, 50, n) for n in (2000, 1000, 2000, 1000)]
@@ -155,7 +154,7 @@ def test_memory_is_bounded(monkeypatch):
     assert peak < query_QD.shape[0] * gallery_GD.shape[0]  # a quarter of the distance matrix
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", distances.METRICS)
 def test_distances_agree_with_their_definition(metric):
     rng = np.random.default_rng([5])
     query_QD, gallery_GD = rng.normal(size=(7, 5)), rng.normal(size=(9, 5))
@@ -185,7 +184,7 @@ def test_cosine_ignores_length_and_euclidean_does_not():
     assert retrieval_metrics(*case, metric="euclidean").cmc[1] == 0
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", distances.METRICS)
 def test_features_and_their_distances_give_the_same_metrics(metric):
     rng = np.random.default_rng([6])
     query_QD, gallery_GD = rng.normal(size=(23, 8)), rng.normal(size=(57, 8))

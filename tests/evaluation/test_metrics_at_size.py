@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import evaluation as benchmark
-from metabin_jax.evaluation import inputs, metrics
-from metabin_jax.evaluation.metrics import distance, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation import distance, distances, inputs, rank_metrics, ranking, retrieval_metrics
 
 
 def quantised_case(seed, num_query=31, num_gallery=203, num_pid=4):
@@ -20,7 +19,7 @@ def quantised_case(seed, num_query=31, num_gallery=203, num_pid=4):
 
 @pytest.mark.parametrize("few", [0, 20, 256], ids=["sorted", "both", "counted"])
 def test_counting_and_sorting_agree_with_the_loop(monkeypatch, few):
-    monkeypatch.setattr(metrics, "_FEW_MATCHES", few)
+    monkeypatch.setattr(ranking, "_FEW_IMAGES", few)
     for seed in range(3):
         query_QD, gallery_GD, labels = quantised_case(seed, num_pid=4 + 4 * seed)
         distance_QG = distance(query_QD, gallery_GD, "euclidean")
@@ -46,24 +45,24 @@ def test_infinite_and_integer_distances_rank_like_any_other():
     assert rank_metrics([[2**60 + 1, 0, 1, 1, 2**60]], *labels).mAP == expected
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", distances.METRICS)
 def test_chunks_of_the_gallery_change_nothing(monkeypatch, metric):
     query_QD, gallery_GD, labels = quantised_case(5)
     whole = retrieval_metrics(query_QD, gallery_GD, *labels, metric)
-    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 10)
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 5 * 203)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 10)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 5 * 203)
     chunked = retrieval_metrics(query_QD, gallery_GD, *labels, metric)
     if metric == "euclidean":  # exact, so that no pair of distances may change its order
         assert chunked == whole
     assert chunked.mAP == pytest.approx(whole.mAP, rel=1e-2)
-    for rows, distance_BG in metrics.distance_blocks(query_QD, gallery_GD, metric):
+    for rows, distance_BG in distances.distance_blocks(query_QD, gallery_GD, metric):
         np.testing.assert_allclose(distance_BG, distance(query_QD, gallery_GD, metric)[rows], atol=1e-6)
 
 
 def test_the_features_are_not_copied(monkeypatch):
-    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 100)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 100)
     monkeypatch.setattr(inputs, "_CHUNK_ROWS", 100)
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 20_000)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 20_000)
     rng = np.random.default_rng([0])
     query_QD, gallery_GD = rng.random((20, 256), np.float32), rng.random((4000, 256), np.float32)
     labels = [rng.integers(0, 50, n) for n in (20, 4000, 20, 4000)]

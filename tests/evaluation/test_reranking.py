@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from metabin_jax.evaluation import metrics, query_expansion, rank_metrics, rerank
+from metabin_jax.evaluation import distances, query_expansion, rank_metrics, rerank, reranking
 
 
 def cosine_distance(a_D, b_D):
@@ -77,14 +77,15 @@ def test_two_thirds_are_not_enough():
 def test_blocks_change_nothing(monkeypatch):
     case = features(1, ties=True)
     whole = rerank(*case, 5, 3), query_expansion(*case, 5)
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 70)
-    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 70)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(reranking, "_SET_ROWS", 7)
     np.testing.assert_allclose(rerank(*case, 5, 3), whole[0], rtol=0, atol=1e-12)
     np.testing.assert_allclose(query_expansion(*case, 5), whole[1], rtol=0, atol=1e-12)
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 50_000)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 50_000)
     image_ND = np.random.default_rng([0]).normal(size=(2000, 4)).astype(np.float32)
     tracemalloc.start()
     try:
@@ -97,7 +98,7 @@ def test_memory_is_bounded(monkeypatch):
 
 def test_a_weight_of_one_leaves_the_order_as_it_was():
     query_QD, gallery_GD = features(2, ties=False)
-    original = np.argsort(metrics.distance(query_QD, gallery_GD), axis=1)
+    original = np.argsort(distances.distance(query_QD, gallery_GD), axis=1)
     assert (np.argsort(rerank(query_QD, gallery_GD, 4, 2, lambda_value=1), axis=1) == original).all()
     assert (np.argsort(rerank(query_QD, gallery_GD, 4, 2), axis=1) != original).any()
 
@@ -109,7 +110,7 @@ def test_reranking_finds_more_of_what_lies_in_clusters():
     is_query = np.arange(270) % 9 == 0
     query_QD, gallery_GD = image_ND[is_query], image_ND[~is_query]
     labels = pid[is_query], pid[~is_query], np.zeros(30, int), np.ones(240, int)
-    plain = rank_metrics(metrics.distance(query_QD, gallery_GD), *labels).mAP
+    plain = rank_metrics(distances.distance(query_QD, gallery_GD), *labels).mAP
     result_QG = rerank(query_QD, gallery_GD, k1=8, k2=4)
     assert result_QG.dtype == np.float32
     assert rank_metrics(result_QG, *labels).mAP > plain + 0.03

@@ -10,10 +10,10 @@ import pytest
 import scipy.io
 from small_sets import SMALL_SETS, digest, grid, ilids, name, prid2011, viper
 
+from experiments.draw_splits import draw
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.catalogue import SETS, check_counts
 from metabin_jax.evaluation import query_gallery
-from metabin_jax.evaluation.draw_splits import draw
 from metabin_jax.evaluation.splits import DRAWN, SINGLE_SHOT, split_source, target_splits
 
 SIZES = {"viper": (316, 316), "prid2011": (100, 649), "grid": (125, 900), "ilids": (60, 60)}

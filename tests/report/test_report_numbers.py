@@ -9,16 +9,25 @@ from flax.traverse_util import flatten_dict
 
 pytest.importorskip("jinja2", reason="the report is a jinja2 template")
 
-from small_report import ANGLES, RECORDS, at_angles, examined, run_data
+from small_report import ANGLES, RECORDS, at_angles, domain_of, examined, run_data
 
 from metabin_jax import models
 from metabin_jax.data.records import Record
-from metabin_jax.evaluation import QueryGallery, distance, query_expansion, query_gallery, rerank
+from metabin_jax.evaluation import (
+    QueryGallery,
+    distance,
+    protocol,
+    query_expansion,
+    query_gallery,
+    rerank,
+    reranking,
+    thresholds,
+)
 from metabin_jax.evaluation.statistics import summarise
+from metabin_jax.evaluation.thresholds import verify
 from metabin_jax.models.rho import layer_of, rho_layers
 from metabin_jax.report import charts, domain, page
 from metabin_jax.runtime.runlog import read_rows
-from metabin_jax.training.config import metabin
 
 
 def marks(found, query):
@@ -51,6 +60,27 @@ def test_a_ranked_list_marks_what_counts():
     for metric, expected in distances.items():
         best = examined(metric=metric).lists["best"][0]
         assert [frame.distance for frame in best.frames] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_domain_is_ranked_once(monkeypatch, splits):
+    """Re-ranking and the pass over its distances, per split; lists and histogram only read what they found."""
+    counts = dict.fromkeys(("embed", "rerank", "rank", "scored_pairs"), 0)
+
+    def counted(name, function):
+        def call(*args, **settings):
+            counts[name] += 1
+            return function(*args, **settings)
+
+        return call
+
+    monkeypatch.setattr(reranking, "rerank", counted("rerank", reranking.rerank))
+    monkeypatch.setattr(protocol, "rank", counted("rank", protocol.rank))
+    monkeypatch.setattr(thresholds, "scored_pairs", counted("scored_pairs", thresholds.scored_pairs))
+    embed = counted("embed", lambda rows: at_angles(ANGLES[rows]))
+    found = domain_of(RECORDS, embed, [query_gallery(RECORDS)] * splits, rerank=True)
+    page.render(run_data([found]))
+    assert counts == {"embed": 1, "rerank": splits, "rank": splits, "scored_pairs": 1}
 
 
 def test_the_lists_are_what_was_ranked():
@@ -118,7 +148,7 @@ def test_several_splits_are_averaged_and_the_first_is_shown():
     first = query_gallery(RECORDS)
     one = np.array([4]), first.gallery_pid[1:2], first.gallery_camid[1:2]
     second = QueryGallery(np.array([1]), one[0], np.array([2]), one[1], np.array([2]), one[2])
-    found = domain.examine(RECORDS, lambda rows: at_angles(ANGLES[rows]), [first, second], "drawn", metabin().eval)
+    found = domain_of(RECORDS, lambda rows: at_angles(ANGLES[rows]), [first, second], "drawn")
     assert domain.cmc(found.result)[:3].tolist() == [0.5, 0.75, 1]
     assert len(marks(found, "d/second.png")) == 4
     assert found.scores.others.sum() == 9  # of all pairs of the domain
@@ -130,7 +160,8 @@ def test_scores_at_the_ends_have_a_bin():
     """Copies of one image, whose cosine rounds to more than 1, and its opposite."""
     feature = np.random.default_rng(0).normal(size=(1, 300)).astype(np.float32)
     split = query_gallery([Record(f"d/{k}", k, 0, "d", "query" if k < 2 else "gallery") for k in range(4)])
-    scores = domain.score_histogram(np.repeat(feature, 2, 0), np.concatenate([feature, -feature]), split)
+    _, pairs = verify(np.repeat(feature, 2, 0), np.concatenate([feature, -feature]), split.labels, 0.1, 100)
+    scores = domain.score_histogram(pairs)
     assert (scores.others[0], scores.others[-1], scores.others.sum(), scores.matches.sum()) == (2, 2, 4, 0)
 
 
@@ -138,7 +169,7 @@ def test_the_threshold_is_marked_where_it_can_be_measured():
     rng = np.random.default_rng(0)
     records = [Record(f"d/{k}", k % 20, k // 20, "d", "all") for k in range(60)]
     splits = [query_gallery(records)]
-    found = domain.examine(records, lambda rows: rng.normal(size=(60, 8)), splits, "", metabin().eval)
+    found = domain_of(records, lambda rows: rng.normal(size=(60, 8)), splits)
     drawn = page.score_chart(found)
     assert drawn.mark.text == f"threshold {found.result.verification.threshold:.3f}"
     assert drawn.mark.text in page.render(run_data([found]))

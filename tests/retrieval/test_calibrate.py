@@ -7,7 +7,7 @@ import pytest
 from some_features import MADE_BY, some_features
 
 from metabin_jax import cli
-from metabin_jax.evaluation import verification
+from metabin_jax.evaluation import thresholds, verification
 from metabin_jax.retrieval import calibrate as module
 from metabin_jax.retrieval import features, search
 from metabin_jax.retrieval.calibrate import calibrate
@@ -43,10 +43,11 @@ def pairs_by_hand(one):
     return found
 
 
-@pytest.mark.parametrize("block", [4_000_000, 50])
+@pytest.mark.parametrize("tile", [(1024, 4096), (5, 7)])
 @pytest.mark.parametrize("far", [0.01, 0.1, 0.5])
-def test_threshold_and_rates_are_those_of_a_loop_over_pairs(monkeypatch, block, far):
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block)
+def test_threshold_and_rates_are_those_of_a_loop_over_pairs(monkeypatch, tile, far):
+    monkeypatch.setattr(thresholds, "_QUERY_ROWS", tile[0])
+    monkeypatch.setattr(thresholds, "_GALLERY_ROWS", tile[1])
     one = people()
     result = calibrate(one, far)
     pairs = pairs_by_hand(one)

@@ -5,6 +5,7 @@ import pytest
 from some_features import MADE_BY, some_features
 
 from metabin_jax import cli
+from metabin_jax.evaluation import distances
 from metabin_jax.retrieval import features, search
 from metabin_jax.retrieval.search import Match, Threshold
 
@@ -25,11 +26,11 @@ def axes(count, seed):
     return np.random.default_rng([seed]).choice([-0.5, 0.5], (count, 4)).astype(np.float32)
 
 
-@pytest.mark.parametrize("blocks", [(1024, 16_384), (3, 4), (1, 1)])
+@pytest.mark.parametrize("blocks", [(64_000_000, 8192), (3 * 30, 4), (1, 1)])
 @pytest.mark.parametrize("k", [1, 7, 30])
 def test_nearest_is_the_brute_force_with_ties(monkeypatch, blocks, k):
-    monkeypatch.setattr(search, "_QUERY_ROWS", blocks[0])
-    monkeypatch.setattr(search, "_GALLERY_ROWS", blocks[1])
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", blocks[0])
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", blocks[1])
     query_QD, gallery_GD = axes(8, 0), axes(30, 1)
     row_QK, similarity_QK = search.nearest(query_QD, gallery_GD, k)
     rows, similarities = brute_force(query_QD, gallery_GD, k)
@@ -45,7 +46,7 @@ def random_features(count, seed):
 
 
 def test_similarities_are_cosines(monkeypatch):
-    monkeypatch.setattr(search, "_GALLERY_ROWS", 7)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 7)
     query_QD, gallery_GD = random_features(5, 2), random_features(40, 3)
     gallery_GD[11], gallery_GD[12] = query_QD[0], -query_QD[0]
     row_QK, similarity_QK = search.nearest(query_QD, gallery_GD, 40)
@@ -54,19 +55,6 @@ def test_similarities_are_cosines(monkeypatch):
     np.testing.assert_allclose(similarity_QK, similarities, atol=1e-6)
     assert similarity_QK.min() >= -1 and similarity_QK.max() <= 1
     assert (row_QK[0, 0], row_QK[0, -1]) == (11, 12)
-
-
-def test_faiss_finds_the_same():
-    pytest.importorskip("faiss", reason="FAISS is optional")
-    query_QD, gallery_GD = random_features(20, 4), random_features(300, 5)
-    for k in (1, 10, 300):
-        row_QK, similarity_QK = search.nearest_by_faiss(query_QD, gallery_GD, k)
-        ours_QK, our_similarity_QK = search.nearest(query_QD, gallery_GD, k)
-        np.testing.assert_array_equal(row_QK, ours_QK)
-        np.testing.assert_allclose(similarity_QK, our_similarity_QK, atol=1e-6)
-    # Where all are listed, those of equal similarity come in the order of the gallery here too.
-    row_QK, _ = search.nearest_by_faiss(axes(8, 0), axes(30, 1), 30)
-    assert row_QK.tolist() == brute_force(axes(8, 0), axes(30, 1), 30)[0]
 
 
 def test_a_query_is_not_in_its_own_list_wherever_it_stands():
@@ -177,7 +165,7 @@ def test_parquet_as_well(capsys, files):
         (["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "-k", "x"], "-k: must be a whole number from 1 on"),
         (
             ["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "--threshold={dir}/no.json"],
-            "no.json is no number, and no file of metabin calibrate either",
+            "no.json does not exist: give a number, or a file that metabin calibrate wrote",
         ),
         (
             ["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "--threshold={dir}/query.npz"],

@@ -13,6 +13,7 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed
 from metabin_jax.runtime import files
 from metabin_jax.training import build, evaluate, train
+from metabin_jax.training.config import metabin
 
 pytestmark = pytest.mark.usefixtures("quick_net")
 
@@ -165,7 +166,42 @@ def test_evaluation_of_other_domains_and_settings(folder, straight):
     assert list(other["targets"]) == ["north", "west"]
     assert other["policy"] == "ignore"
     assert other["targets"]["west"] != result["targets"]["west"]
-    assert json.loads((workdir / "evaluation.json").read_text()) == other
+    assert json.loads((workdir / other["file"]).read_text()) == other
+
+
+def test_other_settings_leave_the_evaluation_of_the_run_alone(folder, straight):
+    workdir, result = straight
+    own = [workdir / "evaluation.json", workdir / "evaluation.md"]
+    before = [path.read_bytes() for path in own]
+    config = tiny_config(folder)
+    config.eval.rerank = True
+    other = evaluate.evaluate(config, workdir)
+    assert (result["file"], other["file"]) == ("evaluation.json", "evaluation-rerank.json")
+    assert [path.read_bytes() for path in own] == before
+    assert json.loads((workdir / "evaluation-rerank.json").read_text()) == other != result
+    assert (workdir / "evaluation-rerank.md").read_text() != (workdir / "evaluation.md").read_text()
+
+    # The same settings write the same file again; what changes no result is no other setting.
+    own[0].unlink()
+    config.eval.rerank, config.eval.batch_size = False, 7
+    assert evaluate.evaluate(config, workdir)["file"] == "evaluation.json"
+    assert sorted(json.loads(own[0].read_text())) == sorted(result)
+
+
+def test_the_name_of_an_evaluation_says_what_differs():
+    own, config = metabin(), metabin()
+    assert evaluate.file_name(own, config) == "evaluation"
+    config.eval.rerank, config.data.eval_domains, config.eval.far = True, ("north", "west"), 0.01
+    assert evaluate.file_name(own, config) == "evaluation-domains=north,west-rerank-far=0.01"
+    assert evaluate.file_name(config, own) == "evaluation-domains=-rerank=False-far=0.001"
+    names = set()
+    for domain in ("a/b", "a b", "<img>\udcff", "x" * 300, "x" * 301, "a,b"):
+        config.data.eval_domains = (domain,)
+        name = evaluate.file_name(own, config)
+        assert len(name) < 120 and not set(name) & set("/ <>\udcff")
+        names.add(name)
+    config.data.eval_domains = ("a", "b")
+    assert evaluate.file_name(own, config) not in names and len(names) == 6
 
 
 def test_steps_before_the_ranking_and_the_false_accept_rate(folder, straight):
@@ -201,8 +237,8 @@ def test_what_cannot_be_measured_is_null(straight, tmp_path):
     """Targets seen by one camera have no match under the cross-camera policy."""
     workdir, _ = straight
     config = tiny_config(draw_folder(tmp_path / "data", cameras=1))
-    evaluate.evaluate(config, workdir)
-    result = json.loads((workdir / "evaluation.json").read_text(), parse_constant=refuse_constant)
+    file = evaluate.evaluate(config, workdir)["file"]
+    result = json.loads((workdir / file).read_text(), parse_constant=refuse_constant)
     scores = result["targets"]["west"]
     assert [scores[name] for name in ("R-1", "R-5", "R-10", "mAP", "mINP")] == [None] * 5
     assert (scores["queries"], len(scores["unmatched"])) == (0, 8)

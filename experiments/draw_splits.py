@@ -1,4 +1,4 @@
-"""How the shipped splits were drawn: `python -m metabin_jax.benchmark.draw_splits` writes the same files again.
+"""How the shipped splits were drawn: `python -m experiments.draw_splits` writes the same files again.
 
 No random generator is used, whose stream another version might change: what is drawn follows from SHA-256 of a text.
 """

@@ -1,26 +1,16 @@
-"""Distances and places on the device, against loops in numpy; on a CPU, where only the tests let the device count."""
+"""Distances on the devices and the ranks counted from them, against loops in numpy."""
 
 import jax
 import numpy as np
 import pytest
 
-from metabin_jax.evaluation import device, metrics
-from metabin_jax.evaluation.inputs import Labels
+from metabin_jax.evaluation import distances, rank_metrics, retrieval_metrics
 
 RANKS = (1, 2, 5)
 
 
-def on_device(query_QD, gallery_GD, labels, metric="euclidean"):
-    """`retrieval_metrics` as it runs where the device is no CPU."""
-    checked = Labels.check(*labels, len(query_QD), len(gallery_GD))
-    return metrics._evaluate(metrics._device_blocks(query_QD, gallery_GD, metric), checked, RANKS)
-
-
-def on_host(query_QD, gallery_GD, labels, metric="euclidean"):
-    return metrics.retrieval_metrics(query_QD, gallery_GD, *labels, metric, RANKS)
-
-
-WAYS = pytest.mark.parametrize("way", [on_host, on_device])
+def measured(query_QD, gallery_GD, labels, metric="euclidean"):
+    return retrieval_metrics(query_QD, gallery_GD, *labels, metric, RANKS)
 
 
 def brute_force(query_QD, gallery_GD, labels, last_first=False):
@@ -55,99 +45,90 @@ def tied_case(seed, num_query=29, num_gallery=151, dtype=np.float32):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """7 blocks of 5 queries, 16 tiles of 10 gallery rows, 8 or more calls to count; all filled up at the end."""
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 5 * 151)
-    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 10)
-    monkeypatch.setattr(device, "_COUNTED", 3)
+    """7 blocks of 5 queries, 16 tiles of 10 gallery rows; all filled up at the end."""
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 5 * 151)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 10)
 
 
-@WAYS
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_agrees_with_brute_force(small_blocks, way, dtype, seed):
+def test_agrees_with_brute_force(small_blocks, dtype, seed):
     case = tied_case(seed, dtype=dtype)
-    assert values(way(*case)) == pytest.approx(brute_force(*case), rel=1e-12)
+    assert values(measured(*case)) == pytest.approx(brute_force(*case), rel=1e-12)
     # Negative control: another order of equal distances is another result.
-    assert values(way(*case)) != pytest.approx(brute_force(*case, last_first=True), rel=1e-3)
+    assert values(measured(*case)) != pytest.approx(brute_force(*case, last_first=True), rel=1e-3)
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
-def test_device_and_host_count_the_same(small_blocks, metric):
+@pytest.mark.parametrize("metric", distances.METRICS)
+def test_blocks_and_the_whole_matrix_rank_the_same(small_blocks, metric):
     query_QD, gallery_GD, labels = tied_case(3)
-    host, device_ = on_host(query_QD, gallery_GD, labels, metric), on_device(query_QD, gallery_GD, labels, metric)
-    assert host == device_
+    blocks = measured(query_QD, gallery_GD, labels, metric)
+    whole = rank_metrics(distances.distance(query_QD, gallery_GD, metric), *labels, RANKS)
+    assert blocks == whole
     for name in ("first_rank_Q", "average_precision_Q", "inverse_penalty_Q"):
-        np.testing.assert_array_equal(getattr(host, name), getattr(device_, name))
+        np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name))
 
 
-@WAYS
-def test_float64_features_are_compared_in_float64(way):
+def test_float64_features_are_compared_in_float64():
     query_QD, gallery_GD = np.zeros((1, 2)), np.array([[1 + 1e-9, 0.0], [1.0, 0.0]])
     labels = [np.array(x) for x in ([1], [2, 1], [1], [2, 2])]
-    assert way(query_QD, gallery_GD, labels).cmc[1] == 1
-    rounded = way(query_QD.astype(np.float32), gallery_GD.astype(np.float32), labels)
+    assert measured(query_QD, gallery_GD, labels).cmc[1] == 1
+    rounded = measured(query_QD.astype(np.float32), gallery_GD.astype(np.float32), labels)
     assert rounded.cmc[1] == 0  # the negative control: equally far in float32, and the first comes first
     assert not jax.config.jax_enable_x64
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", distances.METRICS)
 def test_equal_features_are_equally_far_wherever_they_stand(monkeypatch, metric, dtype):
-    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 50)
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 5 * 203)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 50)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 5 * 203)
     rng = np.random.default_rng([4])
     kind_G = rng.integers(0, 3, 203)
     query_QD, kind_KD = (rng.normal(size=(n, 37)).astype(dtype) for n in (13, 3))
-    distance_QG = metrics.distance(query_QD, kind_KD[kind_G], metric)
+    distance_QG = distances.distance(query_QD, kind_KD[kind_G], metric)
     for kind in range(3):
         assert (np.ptp(distance_QG[:, kind_G == kind], axis=1) == 0).all()
     assert (np.ptp(distance_QG, axis=1) > 0).all()
 
 
 def test_one_trace_serves_all_blocks(small_blocks):
-    traced = (device.distance_tile, device.write_tile, device.count_places)
-    for function in traced:
-        function.clear_cache()
+    distances.distance_tile.clear_cache()
     query_QD, gallery_GD, labels = tied_case(5)
-    on_device(query_QD, gallery_GD, labels)
-    assert [function._cache_size() for function in traced] == [1, 1, 1]
-    labels[1][:] = 1  # more matches, and the same features
-    on_device(query_QD, gallery_GD, labels)
-    assert [function._cache_size() for function in traced] == [1, 1, 1]
-    on_device(query_QD[:, :4], gallery_GD[:, :4], labels)  # the negative control
-    assert device.distance_tile._cache_size() == 2
+    measured(query_QD, gallery_GD, labels)
+    assert distances.distance_tile._cache_size() == 1
+    measured(query_QD[:, :4], gallery_GD[:, :4], labels)  # the negative control
+    assert distances.distance_tile._cache_size() == 2
 
 
 def test_products_keep_full_precision():
     ones_ND = np.ones((2, 3), np.float32)
-    for metric in metrics.METRICS:
-        text = str(jax.make_jaxpr(device.distance_tile, static_argnums=2)(ones_ND, ones_ND, metric))
+    for metric in distances.METRICS:
+        text = str(jax.make_jaxpr(distances.distance_tile, static_argnums=2)(ones_ND, ones_ND, metric))
         assert text.count("dot_general") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1
 
 
-@WAYS
-def test_distances_beyond_the_range_are_named(way):
+def test_distances_beyond_the_range_are_named():
     query_QD, gallery_GD = np.ones((3, 2), np.float32), np.ones((4, 2), np.float32)
     query_QD[2] = 1e38  # finite, but not its square
     labels = [np.arange(3), np.arange(4), np.zeros(3, int), np.ones(4, int)]
     gallery_GD[1] = 1e38
     with np.errstate(all="ignore"), pytest.raises(ValueError, match="NaN for query 2"):
-        way(query_QD, gallery_GD, labels)
+        measured(query_QD, gallery_GD, labels)
 
 
-@WAYS
-def test_no_query_has_a_match(way):
+def test_no_query_has_a_match():
     query_QD, gallery_GD, labels = tied_case(6)
-    result = way(query_QD, gallery_GD, [labels[0] + 100, *labels[1:]])
+    result = measured(query_QD, gallery_GD, [labels[0] + 100, *labels[1:]])
     assert (result.num_valid, len(result.unmatched)) == (0, 29)
-    assert way(query_QD, gallery_GD[:0], [labels[0], labels[1][:0], labels[2], labels[3][:0]]).num_valid == 0
-    assert way(query_QD[:0], gallery_GD, [labels[0][:0], labels[1], labels[2][:0], labels[3]]).num_valid == 0
+    assert measured(query_QD, gallery_GD[:0], [labels[0], labels[1][:0], labels[2], labels[3][:0]]).num_valid == 0
+    assert measured(query_QD[:0], gallery_GD, [labels[0][:0], labels[1], labels[2][:0], labels[3]]).num_valid == 0
 
 
 def test_parts_are_equal_and_few():
     for total in range(1, 40):
         for most in range(1, 15):
-            size = metrics._balanced(total, most)
+            size = distances._balanced(total, most)
             parts = -(-total // size)
             assert size <= most
             assert parts == -(-total // most)
@@ -156,7 +137,7 @@ def test_parts_are_equal_and_few():
 
 def test_no_more_than_two_tiles_are_in_flight(monkeypatch):
     """However fast chunks are sent: else the device would hold the whole gallery."""
-    monkeypatch.setattr(metrics, "_CHUNK_ROWS", 10)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", 10)
     in_flight, most = set(), []
 
     class Tile:
@@ -169,7 +150,7 @@ def test_no_more_than_two_tiles_are_in_flight(monkeypatch):
         most.append(len(in_flight))
         return tile
 
-    monkeypatch.setattr(metrics, "distance_tile", send)
+    monkeypatch.setattr(distances, "distance_tile", send)
     query_QD, gallery_GD, _ = tied_case(7)
-    assert len(list(metrics._tiles(query_QD, slice(0, 29), gallery_GD, "cosine"))) == 16
+    assert len(list(distances._tiles(query_QD, slice(0, 29), gallery_GD, "cosine"))) == 16
     assert most == [1] + [2] * 15

@@ -1,0 +1,131 @@
+"""Distances of queries to a gallery, a block of queries at a time.
+
+The devices of this process compute them in tiles of one shape. Neither the features nor the distances need to fit
+there. Each device has its part of the queries.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from metabin_jax.runtime.devices import Placement
+
+METRICS = ("cosine", "euclidean")
+
+# The largest temporary array, the float32 distances of a block of queries to the gallery, stays below 256 MB.
+_BLOCK_ELEMENTS = 64_000_000
+
+# Gallery rows of a tile.
+_CHUNK_ROWS = 8192
+
+Blocks = Iterator[tuple[slice, NDArray]]  # rows of the queries, and their distances [B, G] to the gallery
+
+
+def distance(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> NDArray:
+    """Distances [Q, G], float64 for float64 features and float32 otherwise: 1 - cosine, or Euclidean (not squared).
+
+    A feature of length zero has the cosine distance 1 to everything. Raises ValueError for an unknown metric.
+    """
+    distance_QG = np.empty((len(query_QD), len(gallery_GD)), _dtype(query_QD, gallery_GD))
+    for rows, distance_BG in distance_blocks(query_QD, gallery_GD, metric):
+        distance_QG[rows] = distance_BG
+    return distance_QG
+
+
+def distance_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> Blocks:
+    """`distance` of one block of queries after the other, without another array of the gallery's size [G, D].
+
+    Each block overwrites the one before.
+    """
+    buffer_BG = np.empty((_block_rows(len(query_QD), len(gallery_GD)), len(gallery_GD)), _dtype(query_QD, gallery_GD))
+    for rows in query_blocks(len(query_QD), len(gallery_GD)):
+        distance_BG = buffer_BG[: rows.stop - rows.start]
+        for columns, tile_BC in _tiles(query_QD, rows, gallery_GD, metric):
+            distance_BG[:, columns] = np.asarray(tile_BC)[: len(distance_BG), : columns.stop - columns.start]
+        yield rows, distance_BG
+
+
+def matrix_blocks(distance_QG: NDArray) -> Blocks:
+    """Distances that are in memory already, in the same blocks."""
+    return ((rows, distance_QG[rows]) for rows in query_blocks(*distance_QG.shape))
+
+
+def query_blocks(num_query: int, num_gallery: int) -> Iterator[slice]:
+    """The rows of each block."""
+    size = _block_rows(num_query, num_gallery)
+    for start in range(0, num_query, size):
+        yield slice(start, min(start + size, num_query))
+
+
+def unit_length(feature_ND: NDArray) -> NDArray:
+    """The features divided by their lengths; a feature of length zero stays zero."""
+    length_N1 = np.linalg.norm(feature_ND, axis=1, keepdims=True)
+    return feature_ND / np.where(length_N1 == 0, 1, length_N1)
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def distance_tile(query_BD: jax.Array, gallery_CD: jax.Array, metric: str) -> jax.Array:
+    """Distances [B, C] of features of one floating dtype, as `distance` defines them.
+
+    Queries are made unit length, but the product is divided by the gallery's lengths: every block of queries passes
+    over the whole gallery, so that is less work. Full precision, because GPUs would round features to TF32.
+    """
+    gallery_1C = jnp.square(gallery_CD).sum(1)[None, :]
+    if metric == "euclidean":
+        squared_BC = jnp.square(query_BD).sum(1)[:, None] + gallery_1C - 2 * _product(query_BD, gallery_CD)
+        return jnp.sqrt(jnp.maximum(squared_BC, 0))
+    query_B1 = jnp.linalg.norm(query_BD, axis=1, keepdims=True)
+    query_BD = query_BD / jnp.where(query_B1 == 0, 1, query_B1)
+    return 1 - _product(query_BD, gallery_CD) / jnp.where(gallery_1C == 0, 1, jnp.sqrt(gallery_1C))
+
+
+def _product(query_BD: jax.Array, gallery_CD: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(query_BD, gallery_CD, (((1,), (1,)), ((), ())), precision="highest")
+
+
+def _tiles(query_QD: NDArray, rows: slice, gallery_GD: NDArray, metric: str) -> Iterator[tuple[slice, jax.Array]]:
+    """Columns, and the distances [B, C] of these rows to them, both filled up with zero features to one shape."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
+    dtype = _dtype(query_QD, gallery_GD)
+    num_query, num_gallery = len(query_QD), len(gallery_GD)
+    placement = Placement.over(jax.local_devices())
+    num_rows = placement.filled(_block_rows(num_query, num_gallery))
+    with jax.enable_x64(dtype == np.float64):
+        query_BD = jax.device_put(_filled(query_QD[rows], num_rows, dtype), placement.by_rows)
+    size = _balanced(num_gallery, _CHUNK_ROWS)
+    before = query_BD
+    for start in range(0, num_gallery, size):
+        columns = slice(start, min(start + size, num_gallery))
+        with jax.enable_x64(dtype == np.float64):
+            gallery_CD = jax.device_put(_filled(gallery_GD[columns], size, dtype), placement.whole)
+            tile_BC = distance_tile(query_BD, gallery_CD, metric)
+        before.block_until_ready()  # two tiles in flight: more would hold more of the gallery on the device
+        before = tile_BC
+        yield columns, tile_BC
+
+
+def _filled(feature_ND: NDArray, size: int, dtype: np.dtype) -> NDArray:
+    if len(feature_ND) == size:
+        return feature_ND.astype(dtype, copy=False)
+    filled_ND = np.zeros((size, feature_ND.shape[1]), dtype)
+    filled_ND[: len(feature_ND)] = feature_ND
+    return filled_ND
+
+
+def _dtype(query_QD: NDArray, gallery_GD: NDArray) -> np.dtype:
+    return np.result_type(query_QD, gallery_GD, np.float32)
+
+
+def _block_rows(num_query: int, num_gallery: int) -> int:
+    return _balanced(num_query, max(1, _BLOCK_ELEMENTS // max(num_gallery, 1)))
+
+
+def _balanced(total: int, most: int) -> int:
+    """The size of the fewest parts of at most `most`: equal, so that little is filled up."""
+    parts = max(1, -(-total // most))
+    return max(1, -(-total // parts))
