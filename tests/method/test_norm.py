@@ -165,7 +165,8 @@ def test_x_of_another_rank_is_refused(layer, shape):
 @every_layer
 def test_the_affine_form_is_the_layer_in_evaluation_mode(layer):
     variables, x_NHWC = random_variables(layer), draw_x((3, 4, 3, CHANNELS))
-    batch_C, instance_C, shift_C = jit(lambda variables: layer.apply(variables, CHANNELS, method="affine"))(variables)
+    affine = jit(lambda variables: layer.apply(variables, CHANNELS, method="affine"))
+    batch_C, instance_C, shift_C = jax.device_get(affine(variables))
     assert (instance_C is None) == isinstance(layer, norm.BatchNorm)
     standardised = (x_NHWC - x_NHWC.mean((1, 2), keepdims=True)) / np.sqrt(x_NHWC.var((1, 2), keepdims=True) + 1e-5)
     expected = batch_C * x_NHWC + (0 if instance_C is None else instance_C * standardised) + shift_C
