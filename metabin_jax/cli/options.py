@@ -81,16 +81,12 @@ def command(*options: Option) -> Callable[[Callable], Command]:
     return lambda run: Command(run, options)
 
 
-def option(*names: str, type: Callable = not_empty, **settings: Any) -> Option:
-    return names, settings | {"type": type}
-
-
-def flag(name: str, help: str) -> Option:
-    return (name,), {"action": "store_true", "help": help}
+def option(*names: str, **settings: Any) -> Option:
+    return names, settings if "action" in settings else {"type": not_empty} | settings
 
 
 def output(help: str, **settings: Any) -> tuple[Option, Option]:
-    overwrite = flag("--overwrite", "replace the output if it exists")
+    overwrite = option("--overwrite", action="store_true", help="replace the output if it exists")
     return option("--output", metavar="FILE", help=help, **settings), overwrite
 
 
@@ -102,7 +98,7 @@ FIELDS = option(
     "--config.FIELD", metavar="VALUE",
     help="set a field of the config; a tuple is written a,b, as in --config.data.eval_domains=north,south",
 )  # fmt: skip
-DISTRIBUTED = flag("--distributed", "run as one of several processes, see docs/devices.md")
+DISTRIBUTED = option("--distributed", action="store_true", help="be one of several processes, see docs/devices.md")
 MODEL = option("--model", required=True, metavar="RUN", help="a workdir of metabin train, for its selected checkpoint")
 MODEL_OF_IMAGES = option(
     "--model", metavar="RUN", help="as in metabin embed; needed for images, and checked against files of metabin embed"

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, MODEL_OF_IMAGES, check_output, command, option, output
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import few
 
 if TYPE_CHECKING:
     from metabin_jax.retrieval.encoder import Encoder
     from metabin_jax.retrieval.features import Features
-
-MAX_NAMED = 5  # images that cannot be read
 
 
 def _count(text: str) -> int:
@@ -175,6 +174,5 @@ def _features(source: str, encoder: "Encoder | None") -> tuple["Features", int]:
 def _left_out(broken: Sequence[str], total: int) -> int:
     """Names the images that could not be read. Returns the exit status."""
     if broken:
-        named = ", ".join(broken[:MAX_NAMED]) + (", ..." if len(broken) > MAX_NAMED else "")
-        print(f"{len(broken):,} of {total:,} images cannot be read and are left out: {named}", file=sys.stderr)
+        print(f"{len(broken):,} of {total:,} images cannot be read and are left out: {few(broken)}", file=sys.stderr)
     return 1 if broken else 0

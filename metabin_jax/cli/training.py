@@ -2,18 +2,8 @@
 
 import argparse
 
-from metabin_jax.cli.options import (
-    CONFIG,
-    DISTRIBUTED,
-    FIELDS,
-    MODEL,
-    check_output,
-    command,
-    fields,
-    flag,
-    option,
-    output,
-)
+from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, fields, option, output
+from metabin_jax.runtime.text import few
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -134,7 +124,7 @@ def export(options: argparse.Namespace) -> None:
     option("name", metavar="NAME", help="a published data set, all or folder"),
     option("--manual_dir", required=True, metavar="DIR", help="holds the unpacked sets, or your domains"),
     option("--data_dir", default=DATA_DIR, metavar="DIR", help=f"for the prepared sets (default: {DATA_DIR})"),
-    flag("--allow_incomplete", "prepare a set even if its counts are not the published ones"),
+    option("--allow_incomplete", action="store_true", help="prepare a set whose counts differ from the published ones"),
 )
 def prepare(options: argparse.Namespace) -> None:
     """Pack published data sets, or a folder of domains, into a few files each, and check them.
@@ -196,8 +186,11 @@ def plan(options: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # leaves a GPU of this machine alone
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of a card that is not there
     from metabin_jax.plan import find_target, plan
+    from metabin_jax.training.sketch import sketch, variants
 
-    for line in plan(config, find_target(options.target), options.identities, options.domains, options.devices):
+    target = find_target(options.target)
+    runs = [(name, sketch(variant, options.identities, options.domains)) for name, variant in variants(config)]
+    for line in plan(runs, target, options.devices):
         print(line, flush=True)
 
 
@@ -220,8 +213,7 @@ def _print_results(results: dict, workdir: str) -> None:
     for domain, scores in results["targets"].items():
         unmatched = scores["unmatched"]
         if unmatched:
-            named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
-            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
+            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {few(unmatched, 3)}")
         pairs = scores["verification"]
         threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
         print(

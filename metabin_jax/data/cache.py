@@ -60,8 +60,11 @@ def load_images(
     if not records:
         raise ValueError("There is no record to load images of.")
     height, width = size
+    key = hashlib.sha256(f"{FORMAT}, {height}x{width}".encode())
+    for record in records:
+        key.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
     cache_dir = Path(cache_dir)
-    final = cache_dir / f"images-{height}x{width}-{_key(records, size, stamp)}.npy"
+    final = cache_dir / f"images-{height}x{width}-{key.hexdigest()}.npy"
     if not final.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
@@ -91,13 +94,6 @@ def decode_image(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
 def broken_error(paths: Sequence[str], number: int) -> UserError:
     """One sentence that names the broken ones among `number` images."""
     return UserError(f"{len(paths)} of {number} images are broken; repair or remove: {few(paths)}.")
-
-
-def _key(records: Sequence[Record], size: tuple[int, int], stamp: Callable[[Record], str]) -> str:
-    digest = hashlib.sha256(f"{FORMAT}, {size[0]}x{size[1]}".encode())
-    for record in records:
-        digest.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _decode_all(

@@ -130,11 +130,6 @@ def name_error(wrong: Sequence[Path], form: str) -> UserError:
     )
 
 
-def listed_error(missing: Sequence[Path]) -> UserError:
-    """One sentence about images that a list names and that do not exist: names the first, and says how many."""
-    return UserError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
-
-
 def read_domain(folder: Path, domain: str) -> list[Record]:
     """The records of one domain, as `read_folder` reads them. Raises UserError as `read_folder` does."""
     form = "<pid>_c<camera> as in 0002_c1s1_000451.jpg"

@@ -1,6 +1,6 @@
-"""Trained nets as files that run without this package, each loaded again and compared before it gets its name.
+"""Trained nets as files that run without this package; each file is loaded again and compared with JAX first.
 
-A tool: only the command line imports it.
+A tool: only the command line imports it, and it reads no config.
 """
 
 from metabin_jax.export.formats import FORMATS

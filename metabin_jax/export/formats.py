@@ -1,6 +1,6 @@
-"""The formats of an exported net: how its file is made, and how that is loaded again.
+"""The formats of an exported net: how to write its file and how to load it.
 
-In every format the input `image` is uint8 RGB [N, H, W, 3] and the output `embedding` float32 [N, D], N being free.
+In every format the input `image` is uint8 RGB [N, H, W, 3] and the output `embedding` is float32 [N, D], for any N.
 """
 
 import contextlib
@@ -30,10 +30,11 @@ SIGNATURE = "serving_default"  # the name that TFLite's tools expect
 
 
 class Format(NamedTuple):
-    """write: (model, variables, image_NHWC) -> the file's content; the images give the size, and int8 its ranges.
+    """write: (model, variables, image_NHWC) -> the file's content; the images set the input size and int8's ranges.
 
-    load: path -> the net as a function of numpy arrays. tolerance: of the largest difference from JAX in any component
-    of an embedding of length 1. needs: modules that it imports, of the extra, or installed as `otherwise` says.
+    load: path -> the net as a function of numpy arrays. tolerance: the largest difference from JAX that is allowed in a
+    component of an embedding of length 1. needs: modules that it imports. They are in `extra`, or are installed as
+    `otherwise` says.
     """
 
     write: Callable[[nn.Module, dict, Images], bytes]
@@ -49,7 +50,7 @@ class Format(NamedTuple):
 
 
 def write_stablehlo(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
-    """`jax.export`'s form of StableHLO for PLATFORMS."""
+    """StableHLO for PLATFORMS, as `jax.export` serialises it."""
     return bytes(_exported(model, variables, image_NHWC, False, PLATFORMS).serialize())
 
 
@@ -73,7 +74,7 @@ def load_onnx(path: Path) -> Embed:
 
 
 def write_tflite(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
-    """By Google's converter from StableHLO, which needs no TensorFlow."""
+    """Uses Google's converter from StableHLO, which works without TensorFlow."""
     from litert_converter.mlir import ir, passmanager
     from litert_converter.mlir._mlir_libs import converter_api_ext as converter
 
@@ -89,27 +90,27 @@ def write_tflite(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes
 
 
 def write_tflite_int8(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
-    """Convolutions in int8, with ranges seen on images; moments, scales and lengths stay float32.
+    """Convolutions in int8, with ranges measured on images. Moments, scales and lengths stay float32.
 
-    In int8 those lose everything: the smallest variances become 0.
+    In int8 the smallest variances would become 0.
     """
     from litert_quantizer.qtyping import TFLOperationName
     from litert_quantizer.quantizer import Quantizer
 
     rows = np.linspace(0, len(image_NHWC) - 1, min(len(image_NHWC), CALIBRATION)).astype(int)
     batches = [image_NHWC[rows[start : start + CALIBRATION_BATCH]] for start in range(0, len(rows), CALIBRATION_BATCH)]
-    # The library draws progress bars, and warns of what calibration needs.
+    # The library draws progress bars and warns about its own use of TFLite.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
         quantizer = Quantizer(write_tflite(model, variables, image_NHWC))
         for operation in (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D):
             quantizer.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-        # Over several batches the library averages the ranges, which cuts off every image that lies outside.
+        # Over several batches the library averages the ranges, which clips the images outside of the average.
         ranges = [quantizer.calibrate({SIGNATURE: [{"image": batch}]}, num_threads=1) for batch in batches]
         return bytes(quantizer.quantize(_widest(ranges), enable_progress_report=False).quantized_model)
 
 
 def _widest(ranges: list[dict[str, dict]]) -> dict[str, dict]:
-    """The range of each array over all batches; it is empty for one that is not quantised."""
+    """The range of each array over all batches; {} for arrays that are not quantised."""
     widest = dict(ranges[0])
     for name, seen in widest.items():
         if seen:
@@ -143,7 +144,7 @@ def _exported(
     return export.export(jax.jit(embed), platforms=platforms)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
-# pip cannot install the converter beside chex: its xdsl, which is not used here, wants an older typing_extensions.
+# pip refuses to install the converter beside chex: its dependency xdsl, unused here, wants an older typing_extensions.
 _CONVERTER = ", then pip install --no-deps litert-converter"
 
 FORMATS = {

@@ -1,7 +1,7 @@
-"""An ONNX model from the jaxpr of a net: an equation of JAX's becomes one or two nodes.
+"""An ONNX model from the jaxpr of a net: each equation becomes one or two nodes.
 
-Arrays of rank 4 are NHWC in JAX and NCHW in ONNX, and are turned round once, at the input. A size that only repeats an
-array (broadcast_in_dim) is left to ONNX's own broadcasting.
+Arrays of rank 4 are NHWC in JAX and NCHW in ONNX; one transpose, at the input, converts them. broadcast_in_dim only
+adds axes, and ONNX's own broadcasting does the rest.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,10 @@ import numpy as np
 import onnx
 from jax.export import symbolic_shape
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jax.interpreters.partial_eval import dce_jaxpr
 from onnx import TensorProto, helper, numpy_helper
 
 NCHW = (0, 3, 1, 2)  # the JAX axis that each ONNX axis is
-# Opset 18 has all that is needed, and IR version 8 belongs to it: newer ones would only shut out older runtimes.
+# Opset 18 has every operation we need, and IR version 8 belongs to it. Newer versions would exclude older runtimes.
 OPSET, IR_VERSION = 18, 8
 
 Value = np.ndarray | str  # a constant in JAX's layout, or the name of an array in ONNX's
@@ -30,11 +29,10 @@ def onnx_model(embed: Callable[[jax.Array], jax.Array], height: int, width: int)
     """
     (batch,) = symbolic_shape("batch")
     closed = jax.make_jaxpr(embed)(jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8))
-    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True])  # without the classifier
-    output: Any = jaxpr.outvars[0].aval
+    output: Any = closed.jaxpr.outvars[0].aval
     graph = _Graph()
     image = graph.node("Transpose", "image", perm=NCHW)
-    (embedding,) = graph.run(jaxpr, closed.consts, [image])
+    (embedding,) = graph.run(closed.jaxpr, closed.consts, [image])
     graph.nodes.append(helper.make_node("Identity", [graph.name(embedding)], ["embedding"]))
     return helper.make_model(
         helper.make_graph(
@@ -51,7 +49,7 @@ def onnx_model(embed: Callable[[jax.Array], jax.Array], height: int, width: int)
 
 
 class _Graph:
-    """Nodes and constants, as they are added."""
+    """The nodes and constants added so far."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -65,13 +63,13 @@ class _Graph:
         return output
 
     def name(self, value: Value) -> str:
-        """The name of a value, which is added where it is a constant."""
+        """The name of a value; a constant is added first."""
         if isinstance(value, str):
             return value
         return self.constant(value.transpose(NCHW) if value.ndim == 4 else value)
 
     def constant(self, value: Any, dtype: Any = None) -> str:
-        """Adds a constant as ONNX takes it."""
+        """Adds a constant that is in ONNX's layout already, and returns its name."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
         return name
@@ -87,7 +85,7 @@ class _Graph:
             aval: Any = atom.aval
             return np.asarray(atom.val, aval.dtype)
 
-        for equation in jaxpr.eqns:
+        for equation in _needed(jaxpr):
             arguments = [read(atom) for atom in equation.invars]
             values |= zip(equation.outvars, self.equation(equation, arguments), strict=True)
         return [read(atom) for atom in jaxpr.outvars]
@@ -98,10 +96,20 @@ class _Graph:
             inner: ClosedJaxpr = params[INNER[name]]
             return self.run(inner.jaxpr, inner.consts, inputs)
         if not any(isinstance(value, str) for value in inputs):
-            return [np.asarray(equation.primitive.bind(*inputs, **params))]  # of constants: computed now
+            return [np.asarray(equation.primitive.bind(*inputs, **params))]  # constants only: computed now
         if name not in RULES:
             raise NotImplementedError(f"the JAX primitive {name} has no ONNX rule: add it to {__name__}.RULES")
         return [RULES[name](self, equation, *inputs)]
+
+
+def _needed(jaxpr: Jaxpr) -> list[Any]:
+    """The equations that the outputs depend on: an embedding needs no classifier."""
+    needed, found = set(map(id, jaxpr.outvars)), []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(map(id, equation.outvars)):
+            needed.update(map(id, equation.invars))
+            found.append(equation)
+    return found[::-1]
 
 
 def _one_node(op: str) -> Callable[..., Value]:
@@ -109,12 +117,12 @@ def _one_node(op: str) -> Callable[..., Value]:
 
 
 def _max(graph: _Graph, equation: Any, x: Value, least: Value) -> Value:
-    """Relu where that is meant: runtimes join it to the convolution before it."""
+    """Relu if `least` is 0: runtimes fuse it with the convolution before it."""
     return graph.node("Relu", x) if isinstance(least, np.ndarray) and not least.any() else graph.node("Max", x, least)
 
 
 def _min(graph: _Graph, equation: Any, x: Value, most: Value) -> Value:
-    """Clip, as in ReLU6, where `most` is one number."""
+    """Clip, as in ReLU6, if `most` is one number."""
     scalar = isinstance(most, np.ndarray) and most.ndim == 0
     return graph.node("Clip", x, "", most) if scalar else graph.node("Min", x, most)
 
@@ -128,7 +136,7 @@ def _cast(graph: _Graph, equation: Any, x: str) -> Value:
 
 
 def _broadcast(graph: _Graph, equation: Any, x: str) -> Value:
-    """Only its new axes, all of size 1."""
+    """Adds the new axes, with size 1."""
     kept, rank = equation.params["broadcast_dimensions"], len(equation.params["shape"])
     if len(kept) == rank:
         return x
@@ -179,7 +187,7 @@ def _axes(graph: _Graph, equation: Any, axes: tuple[int, ...]) -> str:
     return graph.constant([order.index(axis) for axis in axes], np.int64)
 
 
-INNER = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # what calls another jaxpr, and its parameter
+INNER = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # primitives that call a jaxpr, and which parameter it is
 RULES: dict[str, Callable[..., Value]] = {
     "add": _one_node("Add"),
     "sub": _one_node("Sub"),

@@ -1,11 +1,10 @@
-"""From a trained workdir to a file that was loaded again and gave what JAX gives."""
+"""From a run to a file that has been loaded again and compared with JAX."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from metabin_jax.data import synthetic
@@ -16,15 +15,16 @@ from metabin_jax.export.formats import FORMATS, Embed
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import check_writable, whole
 from metabin_jax.training import trained
-from metabin_jax.training.build import checked, load_images
+from metabin_jax.training.build import load_images
 from metabin_jax.training.evaluate import read_targets
+from metabin_jax.training.trained import Trained
 
-DRAWN = ("underpass",)  # what a net is tried on when its config names no domain to evaluate on
+SYNTHETIC = ("underpass",)  # the domain of synthetic people that stands in if the config names none to evaluate on
 BATCH = 64
 
 
 class Trial(NamedTuple):
-    """The file against JAX on one domain: the largest difference in a component, and the mAP by each (fractions)."""
+    """The file compared with JAX on one domain: the largest difference in a component, and both mAPs (fractions)."""
 
     domain: str
     images: int
@@ -34,29 +34,28 @@ class Trial(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """The images to embed, uint8 [n, H, W, 3], and which of them are queries and gallery."""
+    """The images to embed, uint8 [n, H, W, 3], and which rows are queries and gallery."""
 
     name: str
     image_NHWC: NDArray[np.uint8]
     split: QueryGallery
 
 
-def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path) -> tuple[int, list[Trial]]:
+def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tuple[int, list[Trial]]:
     """Writes the selected checkpoint of `workdir` to the file `output`; returns its step and the trials it passed.
 
-    The file computes in float32 whatever the net was trained in. It takes its name only when it has been loaded again
-    and has given, on every domain of config.data.eval_domains or else on drawn images, what JAX gives, to within
-    FORMATS[to].tolerance. Raises ValueError or FileNotFoundError, with one sentence, and leaves nothing then.
+    config: as `training.trained.load` takes it. The file computes in float32, also if the net was trained in bfloat16.
+    It is loaded again and compared with JAX on every domain that the config evaluates on, or on synthetic people. It
+    takes its name only if all embeddings agree to within FORMATS[to].tolerance. Raises UserError or an OSError, and
+    leaves no file then.
     """
     if to not in FORMATS:
         raise UserError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
     FORMATS[to].check_installed(to)
     output = check_writable(output)
-    config = checked(config)
-    config.model.dtype = "float32"
     with whole(output) as temporary:
-        run = trained.load(workdir, config)
-        model, variables, domains = run.model, run.variables, _domains(config)
+        run = trained.load(workdir, config, dtype="float32")
+        model, variables, domains = run.model, run.variables, _domains(run)
         # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
         with jax.default_matmul_precision("highest"):
             temporary.write_bytes(FORMATS[to].write(model, variables, domains[0].image_NHWC))
@@ -71,21 +70,22 @@ def export(config: ConfigDict, workdir: str | Path, to: str, output: str | Path)
     return run.step, trials
 
 
-def _domains(config: ConfigDict) -> list[Domain]:
+def _domains(run: Trained) -> list[Domain]:
     """What the file is tried on."""
-    names, policy = config.data.eval_domains, config.eval.policy
-    if not names:
-        image_NHWC, records = synthetic.generate(0, DRAWN, 20, 4, (config.data.height, config.data.width))
-        return [_domain(f"{DRAWN[0]} (drawn)", image_NHWC, records, policy)]
-    records = read_targets(config)
-    image_NHWC = load_images(config, records)
+    records = read_targets(run.config)
+    if not records:
+        image_NHWC, records = synthetic.generate(0, SYNTHETIC, 20, 4, run.size)
+        return [_domain(f"{SYNTHETIC[0]} (synthetic)", image_NHWC, records, run.policy)]
+    image_NHWC = load_images(run.config, records)
     domain = np.array([record.domain for record in records])
-    rows_of = {name: np.flatnonzero(domain == name) for name in names}
-    return [_domain(name, image_NHWC[rows], [records[row] for row in rows], policy) for name, rows in rows_of.items()]
+    rows_of = {name: np.flatnonzero(domain == name) for name in dict.fromkeys(domain.tolist())}
+    return [
+        _domain(name, image_NHWC[rows], [records[row] for row in rows], run.policy) for name, rows in rows_of.items()
+    ]
 
 
 def _domain(name: str, image_NHWC: NDArray[np.uint8], records: list[Record], policy: CameraPolicy) -> Domain:
-    """Without the images that are neither query nor gallery."""
+    """Drops the images that are neither query nor gallery."""
     split = query_gallery(records, policy)
     needed = np.union1d(split.query_row, split.gallery_row)
     query_row, gallery_row = (np.searchsorted(needed, row) for row in (split.query_row, split.gallery_row))
@@ -93,7 +93,7 @@ def _domain(name: str, image_NHWC: NDArray[np.uint8], records: list[Record], pol
 
 
 def _try(exported: Embed, reference_ND: NDArray[np.float32], domain: Domain) -> Trial:
-    # The first image alone and the others in batches, because the size of a batch is to be free.
+    # The first image alone, then batches: the file must accept any batch size.
     cuts = [1, *range(BATCH, len(domain.image_NHWC), BATCH)]
     batches = [batch for batch in np.split(domain.image_NHWC, cuts) if len(batch)]
     embedding_ND = np.concatenate([exported(batch) for batch in batches])

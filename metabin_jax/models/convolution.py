@@ -1,10 +1,10 @@
-"""Convolutions as the backbones use them: no bias, PyTorch's symmetric padding, fast and frugal on a CPU too.
+"""Convolutions of the backbones: without bias, with PyTorch's symmetric padding, fast and frugal on CPUs too.
 
-Kernels are float32 [kh, kw, in / groups, out]; compute and output are in `dtype` (the input's own when None).
+Kernels are float32 [kh, kw, in / groups, out]. Compute and output are in `dtype` (the input's own when None).
 
-Each takes its input as it is, or with what a norm layer and an activation are still to make of it (`Before`). The
-backward pass then keeps only the input and makes the rest again, which halves the memory of training. On a CPU, a few
-images at a time; this is written out because XLA's CPU compiler takes `jax.checkpoint` back outside of loops.
+A convolution can apply a norm layer and an activation to its input itself (`Before`). The backward pass then keeps only
+the raw input and recomputes the rest, which halves the memory of training. On a CPU it recomputes a few images at a
+time. That code is written out because XLA's CPU compiler undoes `jax.checkpoint` outside of loops.
 """
 
 import functools
@@ -22,13 +22,13 @@ from metabin_jax.runtime.platforms import by_platform
 Array = jax.Array
 Convolution = Callable[[Array, Array], Array]  # (x_NHWC, kernel) -> y_NHWC
 
-# He et al. 2015 by fan-out, as torchvision starts both backbones.
+# He et al. 2015 by fan-out, as in torchvision for both backbones.
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-GROUP = 4  # images whose share of a kernel's gradient is computed at a time; measured: 2 to 8 are equally fast
+GROUP = 4  # images per step of a kernel's gradient; measured: 2 to 8 are equally fast
 
 
 class Before(NamedTuple):
-    """act(x * scale + shift), still to be done to an input x; scale and shift [N, C] or [1, C]."""
+    """act(x * scale + shift), to be applied to the input x first; scale and shift [N, C] or [1, C]."""
 
     scale_NC: Array
     shift_NC: Array
@@ -52,7 +52,7 @@ class Conv(nn.Module):
 
 
 class PointwiseConv(nn.Module):
-    """1 x 1 convolution as ONE matrix product over N * H * W rows, which a CPU runs twice as fast as a convolution."""
+    """1 x 1 convolution as ONE matrix product over N * H * W rows: on a CPU, twice as fast as a convolution."""
 
     features: int
     stride: int = 1
@@ -66,14 +66,14 @@ class PointwiseConv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """3 x 3 convolution of every channel with its own kernel, padding 1."""
+    """3 x 3 convolution with one kernel per channel, padding 1."""
 
     stride: int = 1
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x_NHWC: Array, before: Before | None = None) -> Array:
-        # Fan-out counts the outputs one kernel feeds: 9, so the shape's last axis must not be the channels.
+        # Fan-out is 9, the outputs that one kernel feeds, so the out axis must not be the channels.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=-1, out_axis=-2)
         kernel = self.param("kernel", init, (3, 3, 1, x_NHWC.shape[-1]), jnp.float32)
         shifts, library = (functools.partial(conv, stride=self.stride) for conv in (depthwise_by_shifts, by_library))
@@ -81,7 +81,7 @@ class DepthwiseConv(nn.Module):
 
 
 def by_library(x_NHWC: Array, kernel: Array, stride: int) -> Array:
-    """XLA's convolution; depthwise where the kernel has one input channel."""
+    """XLA's convolution; depthwise if the kernel has one input channel."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x_NHWC,
@@ -140,9 +140,9 @@ def _plain(prepare: Callable[..., Array], conv: Convolution, kernel: Array, *per
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _frugal(prepare: Callable[..., Array], conv: Convolution, kernel: Array, *per_image: Array) -> Array:
-    """`_plain`, whose gradient in the kernel keeps what came in and not what `prepare` made of it.
+    """`_plain`, but the gradient in the kernel keeps the raw input and recomputes `prepare`.
 
-    The derivative is written below in plain JAX functions, so it differentiates to any order in both modes.
+    The derivative below consists of plain JAX functions, so it differentiates to any order in both modes.
     """
     return _plain(prepare, conv, kernel, *per_image)
 
@@ -167,8 +167,8 @@ def _frugal_jvp(prepare, conv, primals, tangents):
 def _by_groups(f: Callable[..., Array], kernel: Array, *per_image: Array) -> Array:
     """f(kernel, *per_image), a few images at a time.
 
-    Its transpose in the kernel is what counts: it adds up over the groups, each in the processor's cache. The
-    checkpoint makes it prepare a group again instead of storing all of them.
+    It exists for its transpose in the kernel, which sums over the groups, each in the processor's cache. The
+    checkpoint prepares each group again instead of storing all of them.
     """
     size = math.gcd(GROUP, per_image[0].shape[0])
     one_group = jax.checkpoint(f, prevent_cse=False)

@@ -1,8 +1,8 @@
-"""The memory that a training needs on a GPU, found by compiling its real step for a card that need not be there.
+"""The memory that a training needs on a GPU, found by compiling its real step; no GPU is needed.
 
-A tool: only the command line imports it.
+A tool: only the command line imports it, and it reads no config.
 """
 
-from metabin_jax.plan.run import find_target, measure, plan, sketch
+from metabin_jax.plan.run import find_target, measure, plan
 
-__all__ = ["find_target", "measure", "plan", "sketch"]
+__all__ = ["find_target", "measure", "plan"]

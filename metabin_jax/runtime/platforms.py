@@ -1,4 +1,4 @@
-"""The form of a computation that suits a platform, where one does not suit all."""
+"""Computations that have one form for CPUs and another for other platforms."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ _TRACED_FOR: ContextVar[str] = ContextVar("_TRACED_FOR", default="")
 
 @contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """What is traced inside holds the forms of this platform ("cpu", "gpu", ...) alone, which takes much less time.
+    """Traces only the forms of this platform ("cpu", "gpu", ...), which takes much less time.
 
-    A program traced so gives the right result anywhere, and is fast on its own platform. To be used within the function
-    that is jitted, as JAX keeps what it has traced.
+    The program gives the right result on every platform and is fast on its own. Enter this inside the jitted function,
+    because JAX caches what it has traced.
     """
     token = _TRACED_FOR.set(platform)
     try:
@@ -25,7 +25,7 @@ def tracing_for(platform: str) -> Iterator[None]:
 
 
 def by_platform(*operands: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """cpu(*operands) on a CPU, default(*operands) elsewhere: both are traced, unless `tracing_for` says which it is."""
+    """cpu(*operands) on a CPU, default(*operands) elsewhere. Both are traced, unless `tracing_for` names a platform."""
     match _TRACED_FOR.get():
         case "":
             return jax.lax.platform_dependent(*operands, cpu=cpu, default=default)

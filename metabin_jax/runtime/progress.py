@@ -29,8 +29,7 @@ class _Lines:
 class Progress(tqdm):
     """A tqdm for `total` units, over `iterable` if there is one. Process 0 alone prints.
 
-    delay: seconds; shorter work shows nothing.
-    every: seconds between two states on a terminal; in a file it is 20 times as long.
+    Work that takes less than 2 s (in a file, 10 s) shows nothing. every_update: print after each update instead.
     """
 
     monitor_interval = 0  # no thread beside ours
@@ -43,16 +42,18 @@ class Progress(tqdm):
         *,
         unit: str = "images",
         initial: int = 0,
-        delay: float = 2.0,
-        every: float = 0.1,
+        every_update: bool = False,
     ):
         self._moves = sys.stderr.isatty()
+        delay, every = (2.0, 0.1) if self._moves else (10.0, 10.0)
+        if every_update:
+            delay, every = 1e-9, 0.0  # a delay of 0 would print before the first update
         super().__init__(
             iterable,
             what,
             total,
             file=sys.stderr if self._moves else _Lines(sys.stderr),
-            mininterval=every if self._moves else 20 * every,
+            mininterval=every,
             miniters=1,
             smoothing=0,  # the rate is the mean over all that was done
             disable=not is_first(),

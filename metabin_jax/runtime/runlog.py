@@ -71,7 +71,7 @@ class MetricsWriter:
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
         self._since: float | None = None
         self._images = 0
-        self._progress = Progress("step", total, unit="steps", initial=start, every=0, delay=1e-9)  # no line at 0
+        self._progress = Progress("step", total, unit="steps", initial=start, every_update=True)
 
     def __enter__(self) -> "MetricsWriter":
         return self

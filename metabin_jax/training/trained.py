@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from metabin_jax.evaluation.protocol import CameraPolicy
 from metabin_jax.models import ReID
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.training.build import checked, model_of
@@ -40,6 +41,11 @@ class Trained:
         """Images embedded at a time."""
         return self.config.eval.batch_size
 
+    @property
+    def policy(self) -> CameraPolicy:
+        """Which gallery images a query is compared with, see `evaluation.query_gallery`."""
+        return self.config.eval.policy
+
     def made_by(self) -> dict[str, Any]:
         """The label of this net's features, see `retrieval.features.Features`."""
         height, width = self.size
@@ -54,14 +60,16 @@ class Trained:
         }
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None) -> Trained:
+def load(workdir: str | Path, config: ConfigDict | None = None, dtype: str = "") -> Trained:
     """The selected checkpoint of the run in `workdir`, with the run's config or a changed one.
 
+    dtype: in which the model computes; by default that of the config.
     Raises UserError or FileNotFoundError if there is no run or no checkpoint.
     """
     use_compilation_cache()
     workdir = Path(workdir).expanduser().absolute()
     config = checked(read_config(workdir) if config is None else config)
+    config.model.dtype = dtype or config.model.dtype
     with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
         step = checkpoints.selected_step()
         score, variables = checkpoints.score(step), checkpoints.restore_variables(step)

@@ -168,6 +168,7 @@ def test_missing_image_and_no_records(tmp_path):
 
 def test_progress_is_shown_if_decoding_takes_long(tmp_path, capsys, monkeypatch):
     pattern("RGB").save(tmp_path / "1.png")
+    monkeypatch.setattr(tqdm.std, "time", lambda: 0.0)
     load_images([record(tmp_path / "1.png")] * 1000, SIZE, tmp_path / "cache")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(tqdm.std, "time", itertools.count().__next__)  # a second passes at every look at the clock

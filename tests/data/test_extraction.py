@@ -294,9 +294,10 @@ def test_damaged_cuhksysu(tmp_path, what, sentence):
 
 def test_progress_is_shown_if_it_takes_long(tmp_path, monkeypatch, capsys):
     write_cuhk03(tmp_path / "cuhk03/cuhk-03.mat")
+    monkeypatch.setattr(tqdm.std, "time", lambda: 0.0)
     ready("cuhk03", tmp_path, tmp_path / "quiet")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(tqdm.std, "time", itertools.count().__next__)  # a second passes at every look at the clock
     ready("cuhk03", tmp_path, tmp_path / "ready")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) > 10 and lines[-1].startswith("extracting images: 80/80, ")
+    assert len(lines) > 5 and lines[-1].startswith("extracting images: 80/80, ")

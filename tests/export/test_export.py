@@ -18,7 +18,7 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed
 from metabin_jax.export import FORMATS, formats, run
 from metabin_jax.export.inference import embedder
-from metabin_jax.norm import LAYERS
+from metabin_jax.norm import LAYERS, Affine, BatchNorm, Norm
 from metabin_jax.training import train
 from metabin_jax.training.checkpoint import Checkpoints
 
@@ -92,6 +92,42 @@ def test_the_reduced_net_is_the_net(norm, library):
     changed = {**variables, "params": {**variables["params"], "backbone": {**backbone, "stem": stem}}}
     wrong = jax.jit(embedder(model, changed, HEIGHT, WIDTH, library))
     assert np.abs(wrong(IMAGE_NHWC) - expected_ND).max() > 1e-3
+
+
+class Gated(Norm):
+    """A layer from outside the package: a gate between xB and xI."""
+
+    @nn.compact
+    def affine(self, channels, batch=None):
+        gate_C = self.vector("gate_scale", nn.initializers.constant(0.5), channels)
+        batch_C, shift_C = self.batch_branch(channels, batch)
+        return Affine(gate_C * batch_C, 1 - gate_C, gate_C * shift_C)
+
+
+class Twice(Norm):
+    """With submodules, of which one has no instance branch."""
+
+    def setup(self):
+        self.inner = BatchNorm()
+        self.gated = Gated()
+
+    def affine(self, channels, batch=None):
+        both = self.inner.affine(channels, batch), self.gated.affine(channels, batch)
+        return Affine(both[0].batch_C + both[1].batch_C, both[1].instance_C, both[0].shift_C + both[1].shift_C)
+
+
+@pytest.mark.parametrize("layer", [Gated, Twice])
+def test_a_layer_from_outside_the_package(monkeypatch, layer):
+    monkeypatch.setitem(LAYERS, layer.__name__, (layer, BatchNorm))
+    model, variables, expected_ND = net(norm=layer.__name__)
+    reduced = jax.jit(embedder(model, variables, HEIGHT, WIDTH, library=True))
+    np.testing.assert_allclose(reduced(IMAGE_NHWC), expected_ND, atol=2e-6)
+    assert ops(model, variables)["ReduceSum"] > 2, "it has an instance branch"
+    _, updated = jax.jit(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"]))(
+        jnp.ones((4, 32, 24, 3))
+    )
+    old, new = variables["batch_stats"]["backbone"]["stem_norm"], updated["batch_stats"]["backbone"]["stem_norm"]
+    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True))
 
 
 def test_layers_with_rho_1_need_no_moments():
@@ -219,7 +255,7 @@ def test_export_by_command(capsys, tmp_path, workdir):
         capsys, workdir, tmp_path / "net.bin", "stablehlo", "--overwrite", "--config.data.eval_domains="
     )
     assert status == 0
-    assert out.startswith("underpass (drawn): 80 images, ")
+    assert out.startswith("underpass (synthetic): 80 images, ")
     assert (workdir / "config.json").read_text() == config
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +160,35 @@ def test_derivatives_of_the_variance(moments):
 def test_x_of_another_rank_is_refused(layer, shape):
     with pytest.raises(AssertionError):
         jax.eval_shape(functools.partial(layer.init, train=False), jax.random.key(0), jnp.zeros(shape))
+
+
+@every_layer
+def test_the_affine_form_is_the_layer_in_evaluation_mode(layer):
+    variables, x_NHWC = random_variables(layer), draw_x((3, 4, 3, CHANNELS))
+    batch_C, instance_C, shift_C = jit(lambda variables: layer.apply(variables, CHANNELS, method="affine"))(variables)
+    assert (instance_C is None) == isinstance(layer, norm.BatchNorm)
+    standardised = (x_NHWC - x_NHWC.mean((1, 2), keepdims=True)) / np.sqrt(x_NHWC.var((1, 2), keepdims=True) + 1e-5)
+    expected = batch_C * x_NHWC + (0 if instance_C is None else instance_C * standardised) + shift_C
+    evaluate = jit(functools.partial(layer.apply, train=False))
+    np.testing.assert_allclose(evaluate(variables, x_NHWC), expected, rtol=1e-5, atol=1e-5)
+    changed = jax.tree.map(lambda leaf: leaf + 0.01, variables)
+    assert np.abs(evaluate(changed, x_NHWC) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_halves_are_the_affine_form_of_the_whole(train):
+    """HalfNorm computes its coefficients half by half; other layers compute them from `affine`."""
+    layer, x_NHWC = norm.HalfNorm(), draw_x((3, 4, 3, CHANNELS))
+    variables = random_variables(layer)
+
+    @functools.partial(jit, static_argnums=1)
+    def coefficients(x_NHWC, method):
+        return layer.apply(variables, x_NHWC, train, method=method, mutable=["batch_stats"])
+
+    halves, whole = coefficients(x_NHWC, "coefficients"), coefficients(x_NHWC, norm.Norm.coefficients)
+    chex.assert_trees_all_close(halves, whole, rtol=1e-5)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(halves, coefficients(x_NHWC[..., ::-1], norm.Norm.coefficients), rtol=1e-5)
 
 
 def test_unknown_layer_is_named():

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_run import tiny_config
 
@@ -11,14 +12,14 @@ from metabin_jax.training import build
 
 
 def test_compiled_programs_are_kept_where_jax_was_told_or_at_home(monkeypatch):
-    told = jax.config.values["jax_compilation_cache_dir"]
+    told = jax.config.jax_compilation_cache_dir
     compilation.use_compilation_cache()
-    assert jax.config.values["jax_compilation_cache_dir"] == told
+    assert jax.config.jax_compilation_cache_dir == told
     monkeypatch.setenv("HOME", "/home/somebody")
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         compilation.use_compilation_cache()
-        assert jax.config.values["jax_compilation_cache_dir"] == "/home/somebody/.cache/metabin_jax/xla"
+        assert jax.config.jax_compilation_cache_dir == "/home/somebody/.cache/metabin_jax/xla"
     finally:
         jax.config.update("jax_compilation_cache_dir", told)
 
@@ -26,14 +27,17 @@ def test_compiled_programs_are_kept_where_jax_was_told_or_at_home(monkeypatch):
 @pytest.mark.parametrize("ahead", [True, False])
 def test_what_is_compiled_ahead_is_not_compiled_again(ahead, caplog):
     jitted, x = jax.jit(lambda x: jnp.sin(x) * 3, donate_argnums=0), jnp.arange(7.0)
+    expected = jnp.sin(x) * 3
     if ahead:
-        compilation.compile_ahead(jitted, x)
+        jitted = compilation.compile_ahead(jitted, x)
         assert not x.is_deleted()
     with jax.log_compiles():
         caplog.clear()
-        jitted(x)
+        found = jitted(x)
     compiled = [record for record in caplog.records if "Compiling jit(<lambda>)" in record.getMessage()]
     assert len(compiled) == (0 if ahead else 1)
+    assert x.is_deleted()
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

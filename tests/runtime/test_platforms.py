@@ -11,10 +11,10 @@ from tiny_run import tiny_config
 
 from metabin_jax.models.convolution import Before, by_library, convolve, depthwise_by_shifts
 from metabin_jax.norm import instance_moments
-from metabin_jax.plan.run import batch_shapes
 from metabin_jax.runtime.platforms import by_platform, tracing_for
 from metabin_jax.training import train
 from metabin_jax.training.build import build, resolve
+from metabin_jax.training.sketch import batch_shapes
 from metabin_jax.training.train import make_step
 
 DEPTHWISE, LIBRARY = (functools.partial(conv, stride=1) for conv in (depthwise_by_shifts, by_library))

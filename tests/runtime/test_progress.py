@@ -26,12 +26,12 @@ def work(clock, *steps):
 
 
 def test_a_file_gets_whole_lines_and_the_rate_leaves_out_the_compilation(clock, capsys):
-    """After 1 s it is too early for a line; the last state is written once."""
-    work(clock, 1, 2)
+    """After 5 s it is too early for a line; the last state is written once."""
+    work(clock, 5, 5)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["embedding: 300/1000, 66.67 images/s, 00:10 left"]
-    work(clock, 1, 2, 1)
-    assert capsys.readouterr().err.splitlines() == [*lines, "embedding: 400/1000, 75.00 images/s, 00:08 left"]
+    assert lines == ["embedding: 300/1000, 20.00 images/s, 00:35 left"]
+    work(clock, 5, 5, 2.5)
+    assert capsys.readouterr().err.splitlines() == [*lines, "embedding: 400/1000, 24.00 images/s, 00:25 left"]
 
 
 def test_a_terminal_gets_one_line_that_moves(clock, capsys, monkeypatch):
@@ -48,8 +48,8 @@ def test_short_work_shows_nothing(clock, capsys):
             clock[0] += seconds / 1001
         return capsys.readouterr().err
 
-    assert count(1.9) == ""
-    assert count(3).splitlines()[-1] == "decoding images: 1001/1001, 333.67 images/s, 00:00 left"
+    assert count(9.9) == ""
+    assert count(11).splitlines()[-1] == "decoding images: 1001/1001, 91.00 images/s, 00:00 left"
 
 
 def test_another_process_shows_nothing(clock, capsys, monkeypatch):

@@ -115,7 +115,7 @@ with pixel_nets():
 def test_a_process_killed_outright_resumes_to_the_same_bits(folder, straight, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"],
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-c", SLOW_RUN, str(folder), str(tmp_path)]

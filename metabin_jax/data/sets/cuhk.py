@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from metabin_jax.data.records import Record, listed_error, match_names, name_error, read_domain
+from metabin_jax.data.records import Record, match_names, name_error, read_domain
+from metabin_jax.data.sets.readers import listed_error
 from metabin_jax.runtime.errors import UserError
 
 PAIRS = range(1, 6)

@@ -7,9 +7,11 @@ files and files of other types. Records come folder by folder, sorted by file na
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from metabin_jax.data.records import Record, listed_error, match_names, name_error, read_domain
+from metabin_jax.data.records import Record, match_names, name_error, read_domain
+from metabin_jax.runtime.errors import UserError
 
 TEST_PID = 10_000  # MSMT17 numbers its test identities from 0 again, in four digits
 PRID_SHARED = 200
@@ -25,6 +27,11 @@ PRID_NAME = re.compile(r"\w+_shot/cam_([ab])/person_(\d{4})[./]")
 GRID_NAME = re.compile(r"(probe|gallery)/(\d+)_(\d{1,2})_")
 ILIDS_NAME = re.compile(r"\w+/(\d{4})(\d{3})\.")
 CAMERAS = {"a": 1, "b": 2}
+
+
+def listed_error(missing: Sequence[Path]) -> UserError:
+    """One sentence about images that a list names and that do not exist: names the first, and says how many."""
+    return UserError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
 
 
 def read_market(root: Path, domain: str) -> list[Record]:
