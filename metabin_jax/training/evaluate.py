@@ -197,10 +197,7 @@ def _protocol(config: ConfigDict) -> protocols.Protocol:
     if config.data.protocol:
         return protocols.load(config.data.protocol)
     data = config.data
-    return protocols.Protocol(
-        name="", description="", sources=data.train_domains, source_splits=data.train_splits,
-        targets=data.eval_domains, domain_by=data.domain_by, overrides={}, withdrawn=(), published=(),
-    )  # fmt: skip
+    return protocols.Protocol("", data.train_domains, data.train_splits, data.eval_domains, data.domain_by)
 
 
 def _how(config: ConfigDict, step: int) -> list[str]:

@@ -46,7 +46,7 @@ def test_every_name_is_known(name):
     assert set(protocol.source_splits) <= set(SPLITS) and protocol.domain_by in ("source", "camera")
     settings = config.metabin()
     for field, value in protocol.overrides.items():
-        config.override(settings, field, str(value))
+        config.override(settings, field, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
         group, _, last = field.rpartition(".")
         assert (settings[group] if group else settings)[last] == value
     assert settings.epochs == (120 if protocol.domain_by == "camera" else 100)
