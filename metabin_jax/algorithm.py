@@ -34,7 +34,6 @@ from metabin_jax.learner import (
     clip_straight_through,
     evaluate,
     prefixed,
-    total,
     triplet,
 )  # fmt: skip
 
@@ -119,8 +118,7 @@ class MetaBIN(Learner):
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, loss_set: Losses) -> tuple[Array, Metrics]:
         """The sum of a loss set on `batch` at `rho`, and each term. New running statistics are dropped."""
         outputs, _ = self.forward(state.replace(rho=rho), batch)
-        terms = evaluate(loss_set, outputs, batch)
-        return total(terms), terms
+        return evaluate(loss_set, outputs, batch)
 
 
 def _mean(tree: Tree) -> Array:

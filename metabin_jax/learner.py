@@ -109,8 +109,8 @@ class Learner:
     def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, dict[str, Tree]]]:
         """Line 5, Eq. 4: the sum of `base_losses` on X_B; each term, and the other fields of the state it changes."""
         outputs, batch_stats = self.forward(state, xb)
-        terms = evaluate(self.base_losses, outputs, xb)
-        return total(terms), (terms, {"batch_stats": batch_stats})
+        loss, terms = evaluate(self.base_losses, outputs, xb)
+        return loss, (terms, {"batch_stats": batch_stats})
 
     def base_update(self, state: TrainState, xb: Batch) -> tuple[TrainState, Metrics]:
         """Lines 4-6, Eq. 2-5: updates params by SGD on X_B, and running statistics. Leaves rho untouched."""
@@ -131,14 +131,10 @@ def check(batch: Batch) -> None:
     chex.assert_equal_shape_prefix([batch.image, batch.pid, batch.domain], 1)
 
 
-def evaluate(loss_set: Losses, outputs: Outputs, batch: Batch) -> Metrics:
-    """The value of each loss, by its name."""
-    return {name: loss(outputs, batch) for name, loss in loss_set}
-
-
-def total(terms: Metrics) -> Array:
-    """The sum of the terms, a scalar."""
-    return jnp.asarray(sum(terms.values()))
+def evaluate(loss_set: Losses, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+    """The sum of a loss set, and the value of each loss by its name."""
+    terms = {name: loss(outputs, batch) for name, loss in loss_set}
+    return jnp.asarray(sum(terms.values())), terms
 
 
 def prefixed(prefix: str, terms: Metrics) -> Metrics:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from metabin_jax.algorithm import MetaBIN
 from metabin_jax.data.augment import disturb
-from metabin_jax.learner import Array, Batch, Learner, Metrics, Outputs, TrainState, Tree, evaluate, total
+from metabin_jax.learner import Array, Batch, Learner, Metrics, Outputs, TrainState, Tree, evaluate
 from metabin_jax.losses import unit
 
 ALIGNMENT = 1.5  # weight of alignment; the other terms have weight 1
@@ -113,13 +113,15 @@ class _Balanced(Learner):
         both, batch_stats = self.forward(state, xb.replace(image=jnp.concatenate([xb.image, strong])))
         (feature_ND, _), embeddings, (logits_NM, _) = (jnp.split(output, 2) for output in both)
         original_ND, strong_ND = map(unit, embeddings)
-        terms = evaluate(self.base_losses, Outputs(feature_ND, embeddings[0], logits_NM), xb)
-        terms["alignment"] = ALIGNMENT * alignment(original_ND, strong_ND, xb.pid)
-        terms["uniformity"] = (uniformity(original_ND) + uniformity(strong_ND)) / 2
+        loss, terms = evaluate(self.base_losses, Outputs(feature_ND, embeddings[0], logits_NM), xb)
         first, second = (domain_uniformity(view_ND, xb.pid, xb.domain, bank) for view_ND in (original_ND, strong_ND))
-        terms["domain_uniformity"] = (first + second) / 2
+        added = {
+            "alignment": ALIGNMENT * alignment(original_ND, strong_ND, xb.pid),
+            "uniformity": (uniformity(original_ND) + uniformity(strong_ND)) / 2,
+            "domain_uniformity": (first + second) / 2,
+        }
         bank = add(bank, jax.lax.stop_gradient(original_ND), xb.pid, xb.domain)
-        return total(terms), (terms, {"batch_stats": batch_stats, "bank": bank})
+        return sum(added.values(), loss), (terms | added, {"batch_stats": batch_stats, "bank": bank})
 
 
 class BalancedMetaBIN(_Balanced, MetaBIN):

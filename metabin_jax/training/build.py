@@ -1,9 +1,9 @@
 """Builds what a config describes: data, samplers, model, optimiser and learner."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +51,9 @@ def checked(config: ConfigDict) -> ConfigDict:
     """A copy with absolute paths. Raises ValueError for a config that cannot work."""
     configuration.check(config)
     config = config.copy_and_resolve_references()
-    if config.init:
-        config.init = os.path.abspath(os.path.expanduser(config.init))
-    for field in ("path", "cache_dir"):
-        if config.data[field]:
-            config.data[field] = os.path.abspath(os.path.expanduser(config.data[field]))
+    for group, field in ((config, "init"), (config.data, "path"), (config.data, "cache_dir")):
+        if group[field]:
+            group[field] = os.path.abspath(os.path.expanduser(group[field]))
     return config
 
 
@@ -91,18 +89,33 @@ def load_images(config: ConfigDict, records: Sequence[Record]) -> np.ndarray:
     return first_before_others(lambda: dataset.load_images(data.source, records, size, data.cache_dir))
 
 
-def build(config: ConfigDict) -> Run:
-    """Sets up the method of a resolved config; opens no image. Raises ValueError or FileNotFoundError."""
+def build(config: ConfigDict, data: TrainingSet | None = None) -> Run:
+    """Sets up the method of a resolved config; opens no image. Raises ValueError or FileNotFoundError.
+
+    data: what to train on, by default what the config names.
+    """
+    data = data or read_training_set(config)
+    base, meta = build_samplers(config, data)
+    steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
+    learner = build_learner(config, data.num_ids, steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
+    return Run(config, data, base, meta, learner, steps_per_epoch)
+
+
+def read_training_set(config: ConfigDict) -> TrainingSet:
+    """What a resolved config trains on. Raises UserError if it holds out identities that cannot be scored."""
     sources = config.data.train_domains
     val_fraction = config.val_fraction if config.selection == "source_val" else 0
     data = dataset.training_set(
         read(config, sources), sources, val_fraction, config.seed, config.data.train_splits, config.data.domain_by
     )
-    check_held_out(data, config.eval.policy)
-    base, meta = build_samplers(config, data)
-    steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
-    learner = build_learner(config, data.num_ids, steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
-    return Run(config, data, base, meta, learner, steps_per_epoch)
+    for source, rows in data.held_out.items():
+        seen = {(data.records[row].pid, data.records[row].camid) for row in rows}
+        if config.eval.policy == "cross-camera" and len(seen) == len({pid for pid, _ in seen}):
+            raise UserError(
+                f"no held-out identity of domain {source!r} is seen by two cameras, so source_val cannot score it: "
+                "choose --config.eval.policy=ignore or --config.selection=last"
+            )
+    return data
 
 
 def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, models.Report]:
@@ -124,29 +137,13 @@ def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, mod
     return state.replace(**loaded), report
 
 
-def check_held_out(data: TrainingSet, policy: str) -> None:
-    """Raises ValueError for a source whose held-out identities cannot be scored."""
-    for source, rows in data.held_out.items():
-        seen = {(data.records[row].pid, data.records[row].camid) for row in rows}
-        if policy == "cross-camera" and len(seen) == len({pid for pid, _ in seen}):
-            raise UserError(
-                f"no held-out identity of domain {source!r} is seen by two cameras, so source_val cannot score it: "
-                "choose --config.eval.policy=ignore or --config.selection=last"
-            )
-
-
 def build_samplers(config: ConfigDict, data: TrainingSet) -> tuple[DomainSampler | EpochSampler, MetaSampler | None]:
     """The base and, for a method that splits the domains, the meta sampler."""
-    labels = (data.pid, data.domain)
     batch = config.batch
-    by_domain = functools.partial(
-        DomainSampler, *labels, batch.ids_per_domain, batch.images_per_id, config.seed, data.domains
-    )
-    base = (
-        by_domain()
-        if batch.sampling == "domains"
-        else EpochSampler(data.pid, batch.ids_per_batch, batch.images_per_id, config.seed)
-    )
+    drawn = batch.images_per_id, config.seed
+    by_domain = partial(DomainSampler, data.pid, data.domain, batch.ids_per_domain, *drawn, data.domains)
+    by_identity = partial(EpochSampler, data.pid, batch.ids_per_batch, *drawn)
+    base = by_domain() if batch.sampling == "domains" else by_identity()
     if not METHODS[config.method].splits_domains:
         return base, None
     num_domains = len(data.domains)

@@ -1,6 +1,8 @@
 """Checkpoints of the whole TrainState: everything that changes from step to step."""
 
+import operator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +14,7 @@ from orbax.checkpoint import handlers
 from metabin_jax.algorithm import TrainState
 from metabin_jax.runtime.errors import UserError
 
-
-def _score(metrics: dict) -> float:
-    return metrics["score"]
+_score = operator.itemgetter("score")
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -81,16 +81,14 @@ class Checkpoints:
             )
         return step
 
-    def restore(self, like: TrainState, step: int) -> TrainState:
+    def restore(self, like: Any, step: int) -> Any:
         """The state at `step`, with the shapes, dtypes and shardings of `like`."""
-        restore = ocp_args.StandardRestore(like)
-        return self._manager.restore(step, args=ocp_args.Composite(state=restore))["state"]
+        return self._manager.restore(step, args=ocp_args.Composite(state=ocp_args.StandardRestore(like)))["state"]
 
     def restore_variables(self, step: int) -> dict:
         """What the model needs of the state at `step`: params, rho and batch_stats, as nested dicts of host arrays."""
         saved = self._manager.item_metadata(step)["state"].tree
         # Host arrays, as the devices of the training may not be here.
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
-        restore = ocp_args.StandardRestore(like)
-        state = self._manager.restore(step, args=ocp_args.Composite(state=restore))["state"]
+        state: dict = self.restore(like, step)
         return {name: state[name] for name in ("params", "rho", "batch_stats")}

@@ -2,7 +2,9 @@
 
 import csv
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
+from operator import le
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,7 +14,7 @@ from metabin_jax.data.records import SPLITS
 from metabin_jax.evaluation import protocols
 from metabin_jax.models import reid
 from metabin_jax.runtime.errors import UserError
-from metabin_jax.training.config_checks import KINDS, at_least, check_fields, get, one_of, some_of
+from metabin_jax.training.config_checks import KINDS, check_fields, get
 from metabin_jax.training.methods import LOSSES, METHODS
 
 PRESETS = ("paper", "official")
@@ -153,8 +155,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
         value = _parse(text, example)
     except (KeyError, ValueError, csv.Error):
         raise UserError(f"config.{field} must be {KINDS[type(example)]}; got {text!r}") from None
-    group, _, name = field.rpartition(".")
-    (get(config, group) if group else config)[name] = value
+    config.update_from_flattened_dict({field: value})
 
 
 def _parse(text: str, example: Any) -> Any:
@@ -177,23 +178,34 @@ def _number(text: str) -> float:
 def check(config: ConfigDict) -> None:
     """Raises UserError for the first value that cannot work. Reads no data."""
     check_fields(config, metabin(), "config")
+
+    def must(what: str, holds: Callable[[Any], bool], *fields: str) -> None:
+        for field in fields:
+            if not holds(value := get(config, field)):
+                raise UserError(f"config.{field} must {what}; got {value!r}")
+
+    def name_some_of(allowed: Collection[str], *fields: str) -> None:
+        must(
+            f"name some of {', '.join(allowed)}, each once", lambda v: v and _unique(v) and {*v} <= {*allowed}, *fields
+        )
+
     for field, allowed in CHOICES.items():
-        one_of(config, field, allowed)
+        must(f"be one of {', '.join(allowed)}", allowed.__contains__, field)
     try:
         reid.create(config.model.name, num_classes=1)
     except UserError as error:
         raise UserError(f"config.model.name: {error}") from None
-    for low, fields in LEAST.items():
-        for field in fields:
-            at_least(config, field, low)
-    for field in ("optimizer.momentum", "loss.smoothing"):
-        if get(config, field) >= 1:
-            raise UserError(f"config.{field} must be less than 1; got {get(config, field)}")
-    at_least(config, "meta.beta_high", config.meta.beta_low)
-    if config.selection == "source_val" and not 0 < config.val_fraction < 1:
-        raise UserError(f"config.val_fraction must lie between 0 and 1; got {config.val_fraction}")
-    if not 0 < config.eval.far < 1:
-        raise UserError(f"config.eval.far must lie between 0 and 1; got {config.eval.far}")
+    for low, least in LEAST.items():
+        must(f"be {low} or more", partial(le, low), *least)  # nan is not
+    must("be less than 1", lambda v: v < 1, "optimizer.momentum", "loss.smoothing")
+    must(f"be {config.meta.beta_low} or more", partial(le, config.meta.beta_low), "meta.beta_high")
+    held_out = ("val_fraction",) if config.selection == "source_val" else ()
+    must("lie between 0 and 1", lambda v: 0 < v < 1, *held_out, "eval.far")
+    name_some_of(SPLITS, "data.train_splits")
+    name_some_of(LOSSES, "loss.base", "meta.train_losses", "meta.test_losses")
+    domains = ("data.train_domains", "data.eval_domains")
+    must("name domains, each once", lambda v: all(isinstance(name, str) for name in v) and _unique(v), *domains)
+    must("hold numbers", lambda v: all(isinstance(epoch, int | float) for epoch in v), "optimizer.decay_epochs")
     if (config.eval.rerank or config.eval.query_expansion) and config.eval.metric != "cosine":
         raise UserError(
             f"config.eval.metric is {config.eval.metric!r}, but re-ranking and query expansion know only directions: "
@@ -208,17 +220,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
         )
-    some_of(config, "data.train_splits", SPLITS)
-    for field in ("loss.base", "meta.train_losses", "meta.test_losses"):
-        some_of(config, field, LOSSES)
     if config.data.protocol:
         _check_protocol(config)
-    for field in ("data.train_domains", "data.eval_domains"):
-        names = get(config, field)
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise UserError(f"config.{field} must name domains, each once; got {names!r}")
-    if not all(isinstance(epoch, int | float) for epoch in config.optimizer.decay_epochs):
-        raise UserError(f"config.optimizer.decay_epochs must hold numbers; got {config.optimizer.decay_epochs!r}")
+
+
+def _unique(values: tuple) -> bool:
+    return len(set(values)) == len(values)
 
 
 def _check_protocol(config: ConfigDict) -> None:

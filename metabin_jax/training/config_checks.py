@@ -1,13 +1,12 @@
-"""Checks of a config's fields, each named by its path ('data.height'); all raise UserError."""
+"""Finds the fields of a config by their paths ('data.height'), and checks their types; all raise UserError."""
 
-import difflib
 import math
-from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import meant
 
 KINDS = {
     str: "a text",
@@ -22,7 +21,7 @@ def check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
     """That `config` has the fields of `known`, each of its type."""
     for name in config:
         if name not in known:
-            raise _unknown(name, known, path)
+            raise UserError(f"{path} has no field {name!r}: {meant(name, known)}")
     for name, example in known.items():
         if name not in config:
             raise UserError(f"{path}.{name} is missing: start from metabin_jax.training.config.metabin()")
@@ -36,34 +35,12 @@ def check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
             raise UserError(f"{field} must be finite; got {value}")
 
 
-def _unknown(name: str, known: ConfigDict, path: str) -> UserError:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-    return UserError(f"{path} has no field {name!r}: {meant}")
-
-
 def get(config: ConfigDict, field: str) -> Any:
     path = "config"
     for name in field.split("."):
         if not isinstance(config, ConfigDict):
             raise UserError(f"{path} is no group: it has no field {name!r}")
         if name not in config:
-            raise _unknown(name, config, path)
+            raise UserError(f"{path} has no field {name!r}: {meant(name, config)}")
         config, path = config[name], f"{path}.{name}"
     return config
-
-
-def one_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
-    if get(config, field) not in allowed:
-        raise UserError(f"config.{field} must be one of {', '.join(allowed)}; got {get(config, field)!r}")
-
-
-def some_of(config: ConfigDict, field: str, allowed: Collection[str]) -> None:
-    names = get(config, field)
-    if not set(names) <= set(allowed) or len(set(names)) < len(names) or not names:
-        raise UserError(f"config.{field} must name some of {', '.join(allowed)}, each once; got {names!r}")
-
-
-def at_least(config: ConfigDict, field: str, low: float) -> None:
-    if not get(config, field) >= low:  # so that nan fails too
-        raise UserError(f"config.{field} must be {low} or more; got {get(config, field)}")

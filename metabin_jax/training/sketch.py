@@ -12,7 +12,7 @@ from metabin_jax.data.dataset import TrainingSet
 from metabin_jax.data.pipeline import RawBatch, StepBatches
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training import config as configuration
-from metabin_jax.training.build import Run, build_learner, build_samplers
+from metabin_jax.training.build import Run, build
 
 
 def variants(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
@@ -39,10 +39,7 @@ def sketch(config: ConfigDict, num_ids: int, num_domains: int = 5) -> Run:
         num_domains = len(config.data.train_domains)
     pid = np.repeat(np.arange(num_ids), config.batch.images_per_id)
     names = config.data.train_domains or tuple(f"domain {number}" for number in range(num_domains))
-    data = TrainingSet([], names, pid, pid % num_domains, {})
-    base, meta = build_samplers(config, data)
-    learner = build_learner(config, num_ids, base.steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
-    return Run(config, data, base, meta, learner, base.steps_per_epoch)
+    return build(config, TrainingSet([], names, pid, pid % num_domains, {}))
 
 
 def batch_shapes(run: Run) -> StepBatches:

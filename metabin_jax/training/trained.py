@@ -48,14 +48,13 @@ class Trained:
 
     def made_by(self) -> dict[str, Any]:
         """The label of this net's features, see `retrieval.features.Features`."""
-        height, width = self.size
         return {
             "run": str(self.workdir),
             "step": self.step,
             "model": self.config.model.name,
             "method": self.config.method,
-            "height": height,
-            "width": width,
+            "height": self.config.data.height,
+            "width": self.config.data.width,
             "weights": _digest(self.variables),
         }
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from metabin_jax.runtime.errors import UserError
@@ -11,7 +12,7 @@ from metabin_jax.runtime.files import read_json, write_json
 from metabin_jax.runtime.runlog import environment
 
 # What may change when a run resumes.
-RESUMABLE = ("epochs", "log_every", "eval", "data.path", "data.cache_dir", "data.resident", "steps_per_dispatch")
+RESUMABLE = ("epochs", "log_every", "eval.", "data.path", "data.cache_dir", "data.resident", "steps_per_dispatch")
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -19,8 +20,16 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
     path = workdir / "config.json"
-    if path.exists():
-        _check_same(read_json(path), settings(config), workdir)
+    if not path.exists():
+        return
+    before, now = (flatten_dict(fields, sep=".") for fields in (read_json(path), settings(config)))
+    for field in sorted(before.keys() | now.keys()):
+        old, new = before.get(field), now.get(field)
+        if old != new and not field.startswith(RESUMABLE):
+            raise UserError(
+                f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, "
+                "or the old value"
+            )
 
 
 def describe_run(config: ConfigDict, workdir: Path) -> None:
@@ -49,18 +58,3 @@ def _lists_to_tuples(value: Any) -> Any:
 def settings(config: ConfigDict) -> dict:
     """The config as JSON: dicts and lists."""
     return json.loads(config.to_json())
-
-
-def _check_same(before: dict, now: dict, workdir: Path, prefix: str = "") -> None:
-    for name in sorted(before.keys() | now.keys()):
-        field = prefix + name
-        old, new = before.get(name), now.get(name)
-        if field in RESUMABLE or old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            _check_same(old, new, workdir, field + ".")
-        else:
-            raise UserError(
-                f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, "
-                "or the old value"
-            )
