@@ -19,11 +19,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metabin_jax.data.augment import normalise
-from metabin_jax.models.convolution import Before, Conv, DepthwiseConv, PointwiseConv, by_library
+from metabin_jax.models.convolution import Before, Conv, DepthwiseConv, by_library
 from metabin_jax.norm import Affine, Norm
 
 Path = tuple[str, ...]  # of a module in the net
-CONVOLUTIONS = (Conv, PointwiseConv, DepthwiseConv)
+CONVOLUTIONS = (Conv, DepthwiseConv)
 
 
 def embedder(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metabin_jax.models import mixstyle
-from metabin_jax.models.convolution import Before, Conv, DepthwiseConv, PointwiseConv
+from metabin_jax.models.convolution import Before, Conv, DepthwiseConv
 from metabin_jax.norm import NormFactory
 
 
@@ -65,11 +65,11 @@ class InvertedResidual(nn.Module):
         channels = x_NHWC.shape[-1]
         y_NHWC, before = x_NHWC, None
         if self.expansion != 1 or self.expand_always:
-            y_NHWC = PointwiseConv(channels * self.expansion, dtype=self.dtype, name="expand")(x_NHWC)
+            y_NHWC = Conv(channels * self.expansion, 1, dtype=self.dtype, name="expand")(x_NHWC)
             before = normalised("expand_norm", y_NHWC)
         y_NHWC = DepthwiseConv(self.stride, dtype=self.dtype, name="depthwise")(y_NHWC, before)
         before = normalised("depthwise_norm", y_NHWC)
-        y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="project")(y_NHWC, before)
+        y_NHWC = Conv(self.features, 1, dtype=self.dtype, name="project")(y_NHWC, before)
         y_NHWC = self.norm(self.depth, name="project_norm")(y_NHWC, train)
         keeps_shape = self.stride == 1 and self.features == channels
         return x_NHWC + y_NHWC if keeps_shape else y_NHWC
@@ -113,5 +113,5 @@ class MobileNetV2(nn.Module):
             if self.mixes_styles and number in mixstyle.STAGES:
                 x_NHWC = mixstyle.MixStyle(name=f"stage{number}_mixstyle")(x_NHWC, train)
         head = scaled(self.head * (max(1.0, self.width) if self.standard else self.width))
-        x_NHWC = PointwiseConv(head, dtype=self.dtype, name="head")(x_NHWC)
+        x_NHWC = Conv(head, 1, dtype=self.dtype, name="head")(x_NHWC)
         return self.act(self.norm(1.0, name="head_norm")(x_NHWC, train))

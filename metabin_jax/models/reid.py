@@ -16,27 +16,17 @@ from metabin_jax.models.resnet import ResNet50
 from metabin_jax.runtime.errors import UserError
 
 MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, keeps one
-# Small nets of the paper's kind: `stem` shows that a training runs, `tiny` is for tests, `small` trains from scratch
-# on a CPU in a minute.
-STEM: dict[str, Any] = {"stages": (), "stem": 4, "head": 8}
-TINY: dict[str, Any] = {
-    "stages": (Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)),
-    "stem": 8,
-    "head": 32,
-}
-SMALL: dict[str, Any] = {
-    "stages": (Stage(1, 24, 1, 2), Stage(3, 48, 1, 1), Stage(3, 96, 1, 2)),
-    "stem": 16,
-    "head": 256,
-}
 
 # Name -> what makes a backbone from norm=NormFactory, dtype=... and the keyword arguments of `create`. A backbone is a
-# module (image_NHWC, train) -> map_NHWC. MobileNetV2 is also known by its width.
+# module (image_NHWC, train) -> map_NHWC. MobileNetV2 is also known by its width. Of the small nets, `small` trains from
+# scratch on a CPU in a minute, `tiny` is for tests, and `stem` shows that a training runs.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet50,
-    "small": partial(MobileNetV2, **SMALL),
-    "tiny": partial(MobileNetV2, **TINY),
-    "stem": partial(MobileNetV2, **STEM),
+    "small": partial(
+        MobileNetV2, stages=(Stage(1, 24, 1, 2), Stage(3, 48, 1, 1), Stage(3, 96, 1, 2)), stem=16, head=256
+    ),
+    "tiny": partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 12, 2, 2), Stage(2, 16, 1, 2)), stem=8, head=32),
+    "stem": partial(MobileNetV2, stages=(), stem=4, head=8),
 }
 
 # Sec. 4.1 does not state it; N(0, 0.001) is BNNeck's ([31]), +-1 / sqrt(D) what the released code ends up with.
@@ -81,12 +71,10 @@ def create(
     and logits stay float32. kw goes to the backbone. Raises UserError for an unknown name.
     """
     mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
+    backbone = BACKBONES.get(name)
     if mobilenet and float(mobilenet[2]) >= MIN_WIDTH:
-        backbone: Callable[..., nn.Module]
         backbone = partial(MobileNetV2, width=float(mobilenet[2]), standard=bool(mobilenet[1]))
-    elif name in BACKBONES:
-        backbone = BACKBONES[name]
-    else:
+    if backbone is None:
         raise UserError(
             f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, or one of "
             f"{', '.join(BACKBONES)}; got {name!r}"

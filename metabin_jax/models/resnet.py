@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from metabin_jax.models import mixstyle
-from metabin_jax.models.convolution import Before, Conv, PointwiseConv
+from metabin_jax.models.convolution import Before, Conv
 from metabin_jax.norm import NormFactory
 
 
@@ -23,14 +23,14 @@ class Bottleneck(nn.Module):
         def normalised(name: str, y_NHWC: jax.Array) -> Before:
             return Before(*self.norm(self.depth, name=name).coefficients(y_NHWC, train), nn.relu)
 
-        y_NHWC = PointwiseConv(self.features, dtype=self.dtype, name="conv1")(x_NHWC)
+        y_NHWC = Conv(self.features, 1, dtype=self.dtype, name="conv1")(x_NHWC)
         before = normalised("norm1", y_NHWC)
         y_NHWC = Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv2")(y_NHWC, before)
         before = normalised("norm2", y_NHWC)
-        y_NHWC = PointwiseConv(4 * self.features, dtype=self.dtype, name="conv3")(y_NHWC, before)
+        y_NHWC = Conv(4 * self.features, 1, dtype=self.dtype, name="conv3")(y_NHWC, before)
         y_NHWC = self.norm(self.depth, name="norm3")(y_NHWC, train)
         if y_NHWC.shape != x_NHWC.shape:
-            x_NHWC = PointwiseConv(4 * self.features, self.stride, dtype=self.dtype, name="shortcut")(x_NHWC)
+            x_NHWC = Conv(4 * self.features, 1, self.stride, dtype=self.dtype, name="shortcut")(x_NHWC)
             x_NHWC = self.norm(self.depth, name="shortcut_norm")(x_NHWC, train)
         return nn.relu(x_NHWC + y_NHWC)
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from metabin_jax import models
 from metabin_jax.models.mobilenetv2 import STAGES
-from metabin_jax.models.reid import TINY
+from metabin_jax.models.reid import BACKBONES
 
 torch = pytest.importorskip("torch", reason="the projects' nets are in PyTorch")
 projects = pytest.importorskip("torch_projects")
@@ -19,7 +19,7 @@ compare = pytest.importorskip("twin_compare")
 
 IMAGES, HEIGHT, WIDTH, IDS = 2, 256, 128, 5
 
-SMALL = {name: TINY[name] for name in ("stages", "stem", "head")}
+SMALL = BACKBONES["tiny"].keywords  # stages, stem and head
 
 # Of a project: its net, the same net of ours, and what that is to be recognised as. Small where names allow it.
 PROJECTS = {

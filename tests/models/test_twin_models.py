@@ -8,7 +8,7 @@ import pytest
 from compile_options import COMPILE_QUICKLY
 
 from metabin_jax import models
-from metabin_jax.models.reid import TINY
+from metabin_jax.models.reid import BACKBONES
 
 torch = pytest.importorskip("torch")
 
@@ -64,7 +64,7 @@ def test_backbone_equals_twin(name):
 
 
 def tiny_twin(norm, **kw):
-    return build("mobilenetv2_1.0", CLASSES, norm, **TINY | kw)
+    return build("mobilenetv2_1.0", CLASSES, norm, **BACKBONES["tiny"].keywords | kw)
 
 
 @pytest.mark.parametrize(

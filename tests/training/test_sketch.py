@@ -25,7 +25,7 @@ def test_the_classifier_has_the_identities():
     config = metabin()
     config.model.name = "tiny"
     params = jax.eval_shape(sketch(config, num_ids=77).init).params
-    assert params["classifier"]["kernel"].shape == (reid.TINY["head"], 77)
+    assert params["classifier"]["kernel"].shape == (reid.BACKBONES["tiny"].keywords["head"], 77)
 
 
 def test_variants():
