@@ -31,9 +31,7 @@ def load_config(name_or_file: str, fields: Mapping[str, str] | None = None) -> C
     try:
         config = runpy.run_path(file)["get_config"](*[preset] if preset else [])
     except Exception as error:
-        lines = [
-            f"line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-        ]
+        lines = [f"line {at.lineno}" for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
         where = ", ".join([file, *lines[-1:]])
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):

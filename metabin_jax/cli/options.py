@@ -1,13 +1,12 @@
 """How a command is declared and parsed, and the options that several commands share, each described once."""
 
 import argparse
-import difflib
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, meant
 
 
 class Once(argparse.Action):
@@ -42,7 +41,7 @@ class Parser(argparse.ArgumentParser):
             if not name.startswith("--") or name in ("--", *options):
                 continue
             if not name.startswith("--config.") or FIELDS[0][0] not in options:
-                self.error(unknown("option", name, options))
+                self.error(f"there is no option {name!r}: {meant(name, options)}")
             self.add_argument(name)
         namespace, left = super().parse_known_args(args, namespace)
         if left:
@@ -51,13 +50,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def unknown(kind: str, name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"there is no {kind} {name!r}: " + (
-        f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-    )
 
 
 def not_empty(text: str) -> str:
@@ -119,9 +111,3 @@ def check_output(options: argparse.Namespace, default: str | Path = "") -> Path:
     if path.exists() and not options.overwrite:
         raise UserError(f"{path} exists: give --overwrite to replace it, or another --output")
     return path
-
-
-def fields(options: argparse.Namespace) -> dict[str, str]:
-    """The texts of the config's fields that were given, by path ('data.height')."""
-    given = {name.removeprefix("config."): text for name, text in vars(options).items() if name.startswith("config.")}
-    return {field: text for field, text in given.items() if text is not None}

@@ -1,9 +1,13 @@
 """The commands about training. They import late, so that --help is quick."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, fields, option, output
+from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, option, output
 from metabin_jax.runtime.text import few
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 
@@ -32,9 +36,7 @@ def train(options: argparse.Namespace) -> None:
       metabin train --config=benchmark:paper --workdir=runs/table1 --config.init=mobilenetv2_1.4.pth
       metabin train --config=configs/mine.py --workdir=runs/mine
     """
-    from metabin_jax.cli.config_files import load_config
-
-    config = load_config(options.config, fields(options))
+    config = _config(options)
     _start(options.distributed)
     from metabin_jax.training.train import train
 
@@ -52,9 +54,7 @@ def evaluate(options: argparse.Namespace) -> None:
       metabin evaluate --model=runs/mine --config.data.path=elsewhere --config.eval.policy=ignore
       metabin evaluate --model=runs/mine --config.eval.rerank=True --config.eval.query_expansion=5
     """
-    from metabin_jax.cli.config_files import trained_config
-
-    config = trained_config(options.model, fields(options))
+    config = _config(options)
     _start(options.distributed)
     from metabin_jax.training.evaluate import evaluate
 
@@ -71,9 +71,7 @@ def report(options: argparse.Namespace) -> None:
     example:
       metabin report --model=runs/mine --output=mine.html
     """
-    from metabin_jax.cli.config_files import trained_config
-
-    config = trained_config(options.model, fields(options))
+    config = _config(options)
     output = check_output(options, f"{options.model}/report.html")
     from metabin_jax.report import write_report
 
@@ -104,9 +102,7 @@ def export(options: argparse.Namespace) -> None:
     example:
       metabin export --model=runs/mine --to=onnx --output=mine.onnx
     """
-    from metabin_jax.cli.config_files import trained_config
-
-    config = trained_config(options.model, fields(options))
+    config = _config(options)
     output = check_output(options)
     from metabin_jax.export import export
 
@@ -178,9 +174,7 @@ def plan(options: argparse.Namespace) -> None:
     example:
       metabin plan --config=metabin --target=h100 --devices=8
     """
-    from metabin_jax.cli.config_files import load_config
-
-    config = load_config(options.config, fields(options))
+    config = _config(options)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # leaves a GPU of this machine alone
@@ -192,6 +186,15 @@ def plan(options: argparse.Namespace) -> None:
     runs = [(name, sketch(variant, options.identities, options.domains)) for name, variant in variants(config)]
     for line in plan(runs, target, options.devices):
         print(line, flush=True)
+
+
+def _config(options: argparse.Namespace) -> "ConfigDict":
+    """The config of the run that --model names, or the one that --config names, with the fields that are given."""
+    from metabin_jax.cli.config_files import load_config, trained_config
+
+    given = {name.removeprefix("config."): text for name, text in vars(options).items() if name.startswith("config.")}
+    fields = {field: text for field, text in given.items() if text is not None}  # FIELD itself is None
+    return trained_config(options.model, fields) if "model" in options else load_config(options.config, fields)
 
 
 def _start(distributed: bool) -> None:

@@ -5,10 +5,10 @@ import importlib.metadata
 import inspect
 import sys
 
-from metabin_jax.cli.options import Parser, unknown
+from metabin_jax.cli.options import Parser
 from metabin_jax.cli.retrieval import calibrate, embed, search
 from metabin_jax.cli.training import doctor, evaluate, export, plan, prepare, report, train
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, meant
 
 COMMANDS = (train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan)
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = ["--help"]
     parser, commands = tree()
     if argv[0] not in (*commands, "-h", "--help", "--version"):
-        print(f"metabin: {unknown('command', argv[0], commands)}", file=sys.stderr)
+        print(f"metabin: there is no command {argv[0]!r}: {meant(argv[0], commands)}", file=sys.stderr)
         return 2
     try:
         options = parser.parse_args(argv)

@@ -13,10 +13,16 @@ from metabin_jax.data.dataset import SOURCES
 from metabin_jax.data.records import SPLITS
 from metabin_jax.evaluation import protocols
 from metabin_jax.models import reid
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.training.config_checks import KINDS, check_fields, get
+from metabin_jax.runtime.errors import UserError, meant
 from metabin_jax.training.methods import LOSSES, METHODS
 
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    tuple: "a tuple, on the command line a,b",
+}
 PRESETS = ("paper", "official")
 CHOICES: dict[str, Collection[str]] = {
     "method": METHODS,
@@ -120,7 +126,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.meta.train_losses = ("scatter", "shuffle", "triplet")
     config.meta.test_losses = ("triplet",)
     config.meta.start = 9 if official else 0  # the first step that meta-updates: 10 base updates come before
-    # straight_through | plain: the gradient of the inner step's clip, see algorithm.clip_straight_through
+    # straight_through | plain: the gradient of the inner step's clip, see learner.clip_straight_through
     config.meta.clip = "straight_through"
     config.meta.first_order = True  # Sec. 4.1; False for the exact meta-gradient
 
@@ -175,9 +181,21 @@ def _number(text: str) -> float:
     return int(text) if text.strip().isdecimal() else number
 
 
+def get(config: ConfigDict, field: str) -> Any:
+    """The value of the field of this path ('data.height'). Raises UserError if there is none."""
+    path = "config"
+    for name in field.split("."):
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"{path} is no group: it has no field {name!r}")
+        if name not in config:
+            raise UserError(f"{path} has no field {name!r}: {meant(name, config)}")
+        config, path = config[name], f"{path}.{name}"
+    return config
+
+
 def check(config: ConfigDict) -> None:
     """Raises UserError for the first value that cannot work. Reads no data."""
-    check_fields(config, metabin(), "config")
+    _check_fields(config, metabin(), "config")
 
     def must(what: str, holds: Callable[[Any], bool], *fields: str) -> None:
         for field in fields:
@@ -185,9 +203,8 @@ def check(config: ConfigDict) -> None:
                 raise UserError(f"config.{field} must {what}; got {value!r}")
 
     def name_some_of(allowed: Collection[str], *fields: str) -> None:
-        must(
-            f"name some of {', '.join(allowed)}, each once", lambda v: v and _unique(v) and {*v} <= {*allowed}, *fields
-        )
+        what = f"name some of {', '.join(allowed)}, each once"
+        must(what, lambda v: v and _unique(v) and {*v} <= {*allowed}, *fields)
 
     for field, allowed in CHOICES.items():
         must(f"be one of {', '.join(allowed)}", allowed.__contains__, field)
@@ -224,6 +241,24 @@ def check(config: ConfigDict) -> None:
         _check_protocol(config)
 
 
+def _check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
+    """That `config` has the fields of `known`, each of its type."""
+    for name in config:
+        if name not in known:
+            raise UserError(f"{path} has no field {name!r}: {meant(name, known)}")
+    for name, example in known.items():
+        if name not in config:
+            raise UserError(f"{path}.{name} is missing: start from metabin_jax.training.config.metabin()")
+        value, field = config[name], f"{path}.{name}"
+        if isinstance(example, ConfigDict) and isinstance(value, ConfigDict):
+            _check_fields(value, example, field)
+        elif type(value) is not type(example) and not (type(example) is float and type(value) is int):
+            kind = KINDS.get(type(example), "a group of fields")
+            raise UserError(f"{field} must be {kind}; got {value!r}")
+        elif type(value) is float and math.isinf(value):
+            raise UserError(f"{field} must be finite; got {value}")
+
+
 def _unique(values: tuple) -> bool:
     return len(set(values)) == len(values)
 
@@ -231,14 +266,11 @@ def _unique(values: tuple) -> bool:
 def _check_protocol(config: ConfigDict) -> None:
     """That published numbers do not come to stand beside those of another benchmark."""
     data, protocol = config.data, protocols.load(config.data.protocol)
-    for field, value, expected in (
-        ("train_domains", data.train_domains, protocol.sources),
-        ("train_splits", data.train_splits, protocol.source_splits),
-        ("domain_by", data.domain_by, protocol.domain_by),
-    ):
-        if value != expected:
+    settings = {"sources": "train_domains", "source_splits": "train_splits", "domain_by": "domain_by"}
+    for name, field in settings.items():
+        if data[field] != (expected := getattr(protocol, name)):
             raise UserError(
-                f"config.data.{field} is {value!r}, but {expected!r} in the protocol {protocol.name}: for an "
+                f"config.data.{field} is {data[field]!r}, but {expected!r} in the protocol {protocol.name}: for an "
                 "experiment of your own, set config.data.protocol to ''"
             )
     others = sorted(set(data.eval_domains) - set(protocol.targets))

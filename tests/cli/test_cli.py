@@ -328,7 +328,7 @@ def test_a_bug_keeps_its_traceback(capsys, tmp_path, monkeypatch):
 
 def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     """The demo, but for a net of little more than a stem and a few images."""
-    monkeypatch.setattr(reid, "TINY", {"stages": (), "stem": 4, "head": 8})
+    monkeypatch.setitem(reid.BACKBONES, "tiny", reid.BACKBONES["stem"])
     for name in ("generate", "list_records"):
         few = functools.partial(getattr(synthetic, name), ids_per_domain=2, images_per_id=4)
         monkeypatch.setattr(synthetic, name, few)
