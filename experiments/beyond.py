@@ -50,7 +50,7 @@ CLIP = Study(
     about="""What the inner step's clip of rho does to the meta-gradient.
 
 rho starts on the edge of the box [0, 1]. A plain clip stops the meta-gradient of every channel that the inner step
-pushes outwards; straight through, it passes (`algorithm.clip_straight_through`). The column clipped is the share of
+pushes outwards; straight through, it passes (`learner.clip_straight_through`). The column clipped is the share of
 such channels, averaged over the logged steps.""",
     rows=(
         Row("MetaBIN, straight through", {}),

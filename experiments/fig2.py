@@ -73,8 +73,7 @@ def measure(job: Job) -> Line:
 def memory(run: Run) -> dict[str, int]:
     """Bytes of arguments and temporaries of the base and the meta update; the state is donated, as in training."""
     state = jax.eval_shape(run.init)
-    assert run.meta is not None
-    base, *meta = (_batch_shapes(run, len(row_N)) for row_N in (run.base.base(0), *run.meta.meta(0)))
+    base, *meta = (_batch_shapes(run, len(row_N)) for row_N in run.rows(0))
 
     def needs(update: Callable[..., Any], *batches: Batch) -> int:
         # Unused arguments occupy memory too.

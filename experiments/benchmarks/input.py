@@ -79,11 +79,11 @@ def torch_epoch(files: Files, rows: list[list[int]]) -> Callable[[], None]:
     return epoch
 
 
-def our_epochs(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, base: Any, meta: Any) -> dict[str, Callable]:
+def our_epochs(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, rows: Callable) -> dict[str, Callable]:
     import jax
 
     def read() -> Iterable[StepBatches]:
-        return batches(images, pid, domain, base, meta, 0, OUR_STEPS)
+        return batches(images, pid, domain, rows, 0, OUR_STEPS)
 
     def read_all() -> None:
         for batch in read():
@@ -98,11 +98,11 @@ def our_epochs(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, base: An
         for batch in read():
             jax.block_until_ready(ready(key, jax.device_put(batch)))
 
-    rows = [np.concatenate([base(step), *meta(step)]) for step in range(OUR_STEPS)]
+    all_rows = [np.concatenate(rows(step)) for step in range(OUR_STEPS)]
     out = np.zeros((IMAGES_PER_STEP, *SIZE, 3), np.uint8)
 
     def gather() -> None:
-        for row in rows:
+        for row in all_rows:
             np.take(images, row, axis=0, out=out, mode="clip")
 
     return {"ours, uint8": read_all, "ours, float32": ready_all, "gathering alone": gather}
@@ -113,7 +113,11 @@ def compare(height: int, width: int, count: int, turns: int) -> None:
 
     pid, domain = np.arange(count) // 20, np.arange(count) * 5 // count
     sampler = DomainSampler(pid, domain, ids_per_domain=4, images_per_id=4, seed=0)
-    base, meta = sampler.base, MetaSampler(sampler, num_meta_train=3).meta
+    meta = MetaSampler(sampler, num_meta_train=3).meta
+
+    def rows(step: int) -> list[np.ndarray]:
+        return [sampler.base(step), *meta(step)]
+
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), count, height, width)
         paths = [f"{folder}/{number}.jpg" for number in range(count)]
@@ -123,11 +127,11 @@ def compare(height: int, width: int, count: int, turns: int) -> None:
         start = time.perf_counter()
         images = load_images(records, SIZE, folder)
         filling = time.perf_counter() - start
-        rows = [np.concatenate([base(step), *meta(step)]).tolist() for step in range(TORCH_STEPS)]
+        torch_rows = [np.concatenate(rows(step)).tolist() for step in range(TORCH_STEPS)]
         calls = {
-            "PyTorch, uint8": torch_epoch(Files(paths, pid, domain, ready=False), rows),
-            "PyTorch, float32": torch_epoch(Files(paths, pid, domain, ready=True), rows),
-            **our_epochs(images, pid, domain, base, meta),
+            "PyTorch, uint8": torch_epoch(Files(paths, pid, domain, ready=False), torch_rows),
+            "PyTorch, float32": torch_epoch(Files(paths, pid, domain, ready=True), torch_rows),
+            **our_epochs(images, pid, domain, rows),
         }
         rates: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(turns + 1):

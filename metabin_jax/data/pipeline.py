@@ -4,7 +4,7 @@ import math
 import mmap
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -61,8 +61,7 @@ def batches(
     images: np.ndarray,
     pid: np.ndarray,
     domain: np.ndarray,
-    base: Callable[[int], np.ndarray],
-    meta: Callable[[int], tuple[np.ndarray, np.ndarray]] | None,
+    rows: Callable[[int], Sequence[np.ndarray]],
     start_step: int,
     stop_step: int,
 ) -> Iterator[StepBatches]:
@@ -71,9 +70,7 @@ def batches(
     Args:
       images: uint8 [n, H, W, 3], such as load_images returns.
       pid, domain: int [n].
-      base: step -> indices of the base batch, such as DomainSampler.base or EpochSampler.base.
-      meta: step -> indices of the meta-train and of the meta-test batch, such as MetaSampler.meta;
-        None without meta-learning.
+      rows: step -> the indices of X_B and, with meta-learning, of X_S and X_T.
     """
     pixels, buffers = np.asarray(images), Buffers()
 
@@ -83,6 +80,6 @@ def batches(
         return RawBatch(image, pid[index].astype(np.int32), domain[index].astype(np.int32))
 
     def load(step: int) -> StepBatches:
-        return StepBatches(gather(base(step)), *map(gather, meta(step) if meta else ()))
+        return StepBatches(*map(gather, rows(step)))
 
     return iter(grain.MapDataset.range(start_step, stop_step).map(load).to_iter_dataset(READ_AHEAD))

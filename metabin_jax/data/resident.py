@@ -1,6 +1,6 @@
 """The whole set in the memory of the device: a dispatch takes the rows of several steps, and the device gathers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -31,16 +31,11 @@ class StepRows(NamedTuple):
         return sum(rows.size for rows in self if rows is not None)
 
 
-def step_rows(
-    base: Callable[[int], np.ndarray],
-    meta: Callable[[int], tuple[np.ndarray, np.ndarray]] | None,
-    spans: list[range],
-) -> Iterator[StepRows]:
-    """Yields the rows of each span of steps; base and meta as in `pipeline.batches`, which yields the same images."""
+def step_rows(rows: Callable[[int], Sequence[np.ndarray]], spans: list[range]) -> Iterator[StepRows]:
+    """Yields the rows of each span of steps; `rows` as in `pipeline.batches`, which yields the same images."""
 
     def load(span: range) -> StepRows:
-        of_steps = [(base(step), *(meta(step) if meta else ())) for step in span]
-        return StepRows(*(np.stack(rows, axis=1).astype(np.int32) for rows in zip(*of_steps, strict=True)))
+        return StepRows(*(np.stack(row_KN, axis=1).astype(np.int32) for row_KN in zip(*map(rows, span), strict=True)))
 
     return iter(grain.MapDataset.source(spans).map(load).to_iter_dataset(READ_AHEAD))
 

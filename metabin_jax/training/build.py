@@ -41,6 +41,10 @@ class Run:
         """The key of all that is random on the device."""
         return jax.random.key(self.config.seed)
 
+    def rows(self, step: int) -> list[np.ndarray]:
+        """The rows of `data` that a step sees: of X_B and, with meta-learning, of X_S and X_T."""
+        return [self.base.base(step), *(self.meta.meta(step) if self.meta else ())]
+
     def init(self) -> TrainState:
         """A fresh state, made by one program: the optimiser's zeros alone would be one for every shape."""
         image = jnp.zeros((1, self.config.data.height, self.config.data.width, 3))
@@ -61,8 +65,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """The checked config of a training, with the sources named. Raises ValueError or FileNotFoundError."""
     config = checked(config)
     data = config.data
-    both = sorted(set(data.train_domains) & set(data.eval_domains))
-    for domain in both:
+    for domain in sorted(set(data.train_domains) & set(data.eval_domains)):
         marks = {record.split for record in read(config, (domain,))}
         if data.train_splits != ("train",) or not marks > {"train"}:
             raise UserError(
@@ -224,13 +227,8 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
 
 def alpha_schedule(optimizer: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Warm-up and step decay of alpha over the steps."""
-    return schedules.warmup_step(
-        optimizer.alpha,
-        optimizer.warmup_epochs * steps_per_epoch,
-        [epoch * steps_per_epoch for epoch in optimizer.decay_epochs],
-        optimizer.decay,
-        optimizer.warmup_start,
-    )
+    warmup, *boundaries = (epoch * steps_per_epoch for epoch in (optimizer.warmup_epochs, *optimizer.decay_epochs))
+    return schedules.warmup_step(optimizer.alpha, warmup, boundaries, optimizer.decay, optimizer.warmup_start)
 
 
 def sgd(alpha: optax.Schedule, optimizer: ConfigDict) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """Checkpoints of the whole TrainState: everything that changes from step to step."""
 
+import contextlib
 import operator
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint import handlers
 
 from metabin_jax.algorithm import TrainState
 from metabin_jax.runtime.errors import UserError
@@ -22,7 +21,7 @@ def has_checkpoint(workdir: Path) -> bool:
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The latest checkpoint of a run and, where they are scored, the best one; a step is the number of steps done.
 
     A checkpoint takes its name only when it is complete, so a killed run leaves the one before. Use as a context.
@@ -44,14 +43,11 @@ class Checkpoints:
             create=create,
             cleanup_tmp_directories=create,  # what a killed run left half-written
         )
-        registry = handlers.DefaultCheckpointHandlerRegistry()
-        for args in (ocp_args.StandardSave, ocp_args.StandardRestore):
-            registry.add("state", args, handlers.StandardCheckpointHandler())
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add("state", args, ocp.handlers.StandardCheckpointHandler())
         self._workdir, self._scored = workdir, scored
         self._manager = ocp.CheckpointManager(directory, options=options, handler_registry=registry)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._manager.close()
@@ -60,7 +56,7 @@ class Checkpoints:
         """Writes `state` under its step; with its score, where they are scored."""
         self._manager.save(
             int(state.step),
-            args=ocp_args.Composite(state=ocp_args.StandardSave(state)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
             metrics={"score": score} if self._scored else None,
         )
 
@@ -83,7 +79,7 @@ class Checkpoints:
 
     def restore(self, like: Any, step: int) -> Any:
         """The state at `step`, with the shapes, dtypes and shardings of `like`."""
-        return self._manager.restore(step, args=ocp_args.Composite(state=ocp_args.StandardRestore(like)))["state"]
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
 
     def restore_variables(self, step: int) -> dict:
         """What the model needs of the state at `step`: params, rho and batch_stats, as nested dicts of host arrays."""

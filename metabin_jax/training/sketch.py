@@ -51,7 +51,7 @@ def batch_shapes(run: Run) -> StepBatches:
         image = jax.ShapeDtypeStruct((*rows.shape, height, width, 3), jnp.uint8)
         return RawBatch(image, label, label)  # type: ignore[arg-type]  # shapes in the place of arrays
 
-    return StepBatches(shapes(run.base.base(0)), *map(shapes, run.meta.meta(0) if run.meta else ()))
+    return StepBatches(*map(shapes, run.rows(0)))
 
 
 def describe(run: Run) -> str:

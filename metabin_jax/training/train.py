@@ -49,9 +49,9 @@ def prepare(key: jax.Array, raw: StepBatches, pad: int) -> list[Any]:
 
     def ready(key: jax.Array, batch: Any) -> Batch | None:
         # The net may have the same key: a layer that draws mixes its name into it.
-        return None if batch is None else Batch(augment(key, batch.image, pad), batch.pid, batch.domain, key)
+        return batch and Batch(augment(key, batch.image, pad), batch.pid, batch.domain, key)
 
-    return [ready(*each) for each in zip(jax.random.split(key, 3), raw, strict=True)]
+    return list(map(ready, jax.random.split(key, 3), raw))
 
 
 def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
@@ -129,21 +129,15 @@ def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> 
 
 def read_batches(run: Run, images: np.ndarray, start: int, stop: int) -> Iterator[StepBatches | resident.StepRows]:
     """The batches of steps start to stop - 1 or, of a resident set, their rows; of each, what this process needs."""
-    data, own, meta = run.data, Placement.over(jax.devices()).own, None
+    own = Placement.over(jax.devices()).own
 
-    def base(step: int) -> np.ndarray:
-        return own(run.base.base(step))
-
-    if sampler := run.meta:
-
-        def meta(step: int) -> tuple[np.ndarray, np.ndarray]:
-            meta_train, meta_test = sampler.meta(step)
-            return own(meta_train), own(meta_test)
+    def rows(step: int) -> list[np.ndarray]:
+        return list(map(own, run.rows(step)))
 
     if run.config.data.resident:
         spans = resident.cut(start, stop, run.config.steps_per_dispatch, run.steps_per_epoch)
-        return resident.step_rows(base, meta, spans)
-    return batches(images, data.pid, data.domain, base, meta, start, stop)
+        return resident.step_rows(rows, spans)
+    return batches(images, run.data.pid, run.data.domain, rows, start, stop)
 
 
 def describe(run: Run) -> str:
@@ -160,8 +154,7 @@ def describe(run: Run) -> str:
 
 def check_divisible(run: Run, num_devices: int) -> None:
     """Raises ValueError if a batch cannot be cut into equal parts, one per device."""
-    meta = run.meta.meta(0) if run.meta else ()
-    for name, rows in zip(("base", "meta-train", "meta-test"), (run.base.base(0), *meta), strict=False):
+    for name, rows in zip(("base", "meta-train", "meta-test"), run.rows(0), strict=False):
         if len(rows) % num_devices:
             raise UserError(
                 f"the {name} batch of {len(rows)} images does not divide over {num_devices} devices: "

@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from metabin_jax.runtime.errors import UserError
@@ -46,13 +45,8 @@ def read_config(workdir: str | Path) -> ConfigDict:
     path = Path(workdir).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train")
-    return ConfigDict(_lists_to_tuples(read_json(path)))
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _lists_to_tuples(inner) for name, inner in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    fields = flatten_dict(read_json(path)).items()
+    return ConfigDict(unflatten_dict({name: tuple(v) if isinstance(v, list) else v for name, v in fields}))
 
 
 def settings(config: ConfigDict) -> dict:

@@ -16,7 +16,7 @@ EPOCHS = EpochSampler(PID, 5, 4, seed=0)
 
 
 def run(start, stop, base=EPOCHS.base, images=IMAGES):
-    return list(batches(images, PID, DOMAIN, base, META, start, stop))
+    return list(batches(images, PID, DOMAIN, lambda step: (base(step), *META(step)), start, stop))
 
 
 def same(a: RawBatch, b: RawBatch) -> bool:
@@ -57,11 +57,11 @@ def test_reads_from_a_memory_map(tmp_path):
 def test_reads_only_a_few_steps_ahead():
     asked = []
 
-    def base(step):
+    def rows(step):
         asked.append(step)
-        return DRAWS.base(step)
+        return DRAWS.base(step), *META(step)
 
-    first = list(itertools.islice(batches(IMAGES, PID, DOMAIN, base, META, 0, 1000), 3))
+    first = list(itertools.islice(batches(IMAGES, PID, DOMAIN, rows, 0, 1000), 3))
     assert len(first) == 3
     assert max(asked) < 20
 

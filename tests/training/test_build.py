@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tiny_run import DOMAINS, draw_folder, tiny_config
 
-from metabin_jax.algorithm import MetaBIN, clip_plain, clip_straight_through
+from metabin_jax.algorithm import MetaBIN
 from metabin_jax.baselines import MLDG, Joint, LearnedRho
 from metabin_jax.baselines.bau import BAU, BalancedMetaBIN
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
-from metabin_jax.learner import Batch, Learner, Outputs
+from metabin_jax.learner import Batch, Learner, Outputs, clip_plain, clip_straight_through
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
 from metabin_jax.training import build, train
 from metabin_jax.training.workdir import settings

@@ -26,10 +26,14 @@ def test_spans_end_with_the_epochs():
 @pytest.mark.parametrize("with_meta", [True, False])
 def test_the_rows_are_those_of_the_batches(with_meta):
     draws = DomainSampler(PID, DOMAIN, 2, 2, seed=0)
-    meta = MetaSampler(draws, 2).meta if with_meta else None
+    meta = MetaSampler(draws, 2).meta if with_meta else lambda step: ()
+
+    def rows(step):
+        return draws.base(step), *meta(step)
+
     images = np.arange(90, dtype=np.uint8).reshape(90, 1, 1, 1)  # an image says which row it is
-    expected = [[batch for batch in step if batch] for step in batches(images, PID, DOMAIN, draws.base, meta, 2, 7)]
-    got = list(resident.step_rows(draws.base, meta, resident.cut(2, 7, 2, 100)))
+    expected = [[batch for batch in step if batch] for step in batches(images, PID, DOMAIN, rows, 2, 7)]
+    got = list(resident.step_rows(rows, resident.cut(2, 7, 2, 100)))
     assert [rows.num_steps for rows in got] == [2, 2, 1]
     assert [rows.num_images for rows in got] == [2 * 24, 2 * 24, 24] if with_meta else [2 * 12, 2 * 12, 12]
     columns = [
@@ -49,8 +53,7 @@ def test_one_device_learns_the_same_bits(folder):
     run = build.build(build.resolve(config))
     images, device = build.load_images(run.config, run.data.records), jax.devices()[0]
     step_fn, state, log = train.make_step(run), run.init(), []
-    meta = run.meta.meta
-    for raw in batches(images, run.data.pid, run.data.domain, run.base.base, meta, 0, 3):
+    for raw in batches(images, run.data.pid, run.data.domain, run.rows, 0, 3):
         state, metrics = step_fn(state, raw, run.key)
         log.append(jax.device_get(metrics))
 
