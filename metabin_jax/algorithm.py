@@ -19,7 +19,6 @@ import optax
 
 from metabin_jax import losses
 from metabin_jax.learner import (
-    BASE_LOSSES,
     Array,
     Batch,
     Learner,
@@ -30,17 +29,11 @@ from metabin_jax.learner import (
     Tree,
     at_step,
     check,
-    clip_plain,
     clip_straight_through,
     evaluate,
     prefixed,
     triplet,
-)  # fmt: skip
-
-__all__ = [
-    "BASE_LOSSES", "META_TEST_LOSSES", "META_TRAIN_LOSSES", "Batch", "MetaBIN", "Outputs", "TrainState", "clip_plain",
-    "clip_straight_through", "scatter", "shuffle",
-]  # fmt: skip
+)
 
 
 def scatter(outputs: Outputs, batch: Batch, normalize_first: bool = False) -> Array:
@@ -62,8 +55,8 @@ class MetaBIN(Learner):
     """The method with its settings. Methods are pure functions of a TrainState and batches.
 
     model, optimizer, base_losses: as in `Learner`. beta, gamma: functions of the step (optax schedules) or constants.
-    first_order: drop the Hessian of the inner update (Sec. 4.1). inner_clip: keeps rho' in [0, 1]; `clip_plain` shows
-    why the gradient should pass straight through.
+    first_order: drop the Hessian of the inner update (Sec. 4.1). inner_clip: keeps rho' in [0, 1]; see
+    `learner.clip_straight_through` for why the gradient should pass straight through.
     """
 
     beta: optax.ScalarOrSchedule

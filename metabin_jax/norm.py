@@ -53,12 +53,6 @@ def _moments_about_row(x_NHWC: Array) -> tuple[Array, Array]:
     return mean_NC + row_NC, jnp.square(shifted_NHWC).mean((1, 2)) - jnp.square(mean_NC)
 
 
-def batch_moments(mean_NC: Array, var_NC: Array) -> tuple[Array, Array]:
-    """Mean and biased variance [C] over N, H, W from the instance moments: the law of total variance."""
-    mean_1C = mean_NC.mean(0, keepdims=True)
-    return mean_1C[0], (var_NC + jnp.square(mean_NC - mean_1C)).mean(0)
-
-
 class Affine(NamedTuple):
     """A norm layer as y = batch * x + instance * xI + shift, each [C]; xI is x standardised image by image.
 
@@ -78,18 +72,18 @@ class BatchMoments(NamedTuple):
     unbiased_C: Array
 
 
+def batch_moments(mean_NC: Array, var_NC: Array, count: int) -> BatchMoments:
+    """From the instance moments, by the law of total variance. count: the values per channel, N * H * W."""
+    mean_1C = mean_NC.mean(0, keepdims=True)
+    var_C = (var_NC + jnp.square(mean_NC - mean_1C)).mean(0)
+    return BatchMoments(mean_1C[0], var_C, var_C * (count / (count - 1)))
+
+
 class Norm(nn.Module):
     """The base class of norm layers. Call: (x_NHWC [N, H, W, C], train: bool) -> the same shape.
 
     A subclass provides one compact method, `affine`. It declares the layer's variables, and takes the batch branch from
-    `batch_branch`. Training, evaluation and export all follow from it:
-
-        class MyNorm(Norm):
-            @nn.compact
-            def affine(self, channels, batch=None):
-                weight_C = self.vector("weight", nn.initializers.constant(0.5), channels)
-                scale_C, shift_C = self.batch_branch(channels, batch)
-                return Affine(weight_C * scale_C, 1 - weight_C, weight_C * shift_C)
+    `batch_branch`. Training, evaluation and export all follow from it, as docs/extending.md shows.
 
     Raises ValueError when train and N * H * W < 2.
     """
@@ -132,8 +126,7 @@ class Norm(nn.Module):
             count = x_NHWC.size // channels
             if count < 2:
                 raise ValueError(f"batch statistics need 2 values per channel or more, got x of shape {x_NHWC.shape}")
-            mean_C, var_C = batch_moments(mean_NC, var_NC)
-            batch = BatchMoments(mean_C, var_C, var_C * (count / (count - 1)))
+            batch = batch_moments(mean_NC, var_NC, count)
         batch_C, instance_C, shift_C = self.affine(channels, batch)
         if instance_C is None:
             return batch_C[None], shift_C[None]

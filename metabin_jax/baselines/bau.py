@@ -114,12 +114,10 @@ class _Balanced(Learner):
         (feature_ND, _), embeddings, (logits_NM, _) = (jnp.split(output, 2) for output in both)
         original_ND, strong_ND = map(unit, embeddings)
         loss, terms = evaluate(self.base_losses, Outputs(feature_ND, embeddings[0], logits_NM), xb)
+        added = {"alignment": ALIGNMENT * alignment(original_ND, strong_ND, xb.pid)}
+        added["uniformity"] = (uniformity(original_ND) + uniformity(strong_ND)) / 2
         first, second = (domain_uniformity(view_ND, xb.pid, xb.domain, bank) for view_ND in (original_ND, strong_ND))
-        added = {
-            "alignment": ALIGNMENT * alignment(original_ND, strong_ND, xb.pid),
-            "uniformity": (uniformity(original_ND) + uniformity(strong_ND)) / 2,
-            "domain_uniformity": (first + second) / 2,
-        }
+        added["domain_uniformity"] = (first + second) / 2
         bank = add(bank, jax.lax.stop_gradient(original_ND), xb.pid, xb.domain)
         return sum(added.values(), loss), (terms | added, {"batch_stats": batch_stats, "bank": bank})
 

@@ -12,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
-from metabin_jax.algorithm import BASE_LOSSES
 from metabin_jax.baselines import MLDG, Joint
 from metabin_jax.baselines.learned_rho import RhoState
+from metabin_jax.learner import BASE_LOSSES
 
 OPTIMIZER, RHO_OPTIMIZER = optax.sgd(0.05, momentum=0.9), optax.sgd(2.0, momentum=0.5)
 BETA = 0.02

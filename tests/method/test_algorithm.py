@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 from small_problem import draw_batch, small_net, start_state
 
 from metabin_jax import losses
-from metabin_jax.algorithm import BASE_LOSSES, META_TEST_LOSSES, META_TRAIN_LOSSES, Batch, MetaBIN, clip_plain
+from metabin_jax.algorithm import META_TEST_LOSSES, META_TRAIN_LOSSES, Batch, MetaBIN
+from metabin_jax.learner import BASE_LOSSES, clip_plain
 
 MODEL = small_net()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)

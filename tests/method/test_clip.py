@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from compile_options import COMPILE_QUICKLY
 
-from metabin_jax.algorithm import clip_plain, clip_straight_through
+from metabin_jax.learner import clip_plain, clip_straight_through
 
 jit = functools.partial(jax.jit, compiler_options=COMPILE_QUICKLY)
 
