@@ -1,4 +1,7 @@
-"""Embeddings, re-ranking, retrieval and verification metrics, and the protocol that says what is a query."""
+"""From features to results: rankings, metrics, re-ranking, verification, intervals, tables, published protocols.
+
+It works on records, features and numbers. Nothing here knows a config or how a model was trained.
+"""
 
 from metabin_jax.evaluation.distances import distance
 from metabin_jax.evaluation.embedding import embed
