@@ -1,4 +1,7 @@
-"""Embeddings, re-ranking, retrieval and verification metrics, and the protocol that says what is a query."""
+"""Embeddings, one ranking of them, what is measured on it, and the protocols and splits that others measure by.
+
+Nothing here trains, reads a config or writes a run's files.
+"""
 
 from metabin_jax.evaluation.distances import distance
 from metabin_jax.evaluation.embedding import embed
