@@ -7,7 +7,7 @@ import hashlib
 import json
 
 from metabin_jax.data.sets.catalogue import SINGLE_SHOT
-from metabin_jax.evaluation.splits import DRAWN
+from metabin_jax.data.sets.splits import DRAWN
 from metabin_jax.runtime.files import write_text
 
 SPLITS = 10

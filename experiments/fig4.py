@@ -13,7 +13,7 @@ import numpy as np
 from experiments import figures
 from experiments.study import Job
 from experiments.tables import Line, markdown, mean_std
-from metabin_jax.models.rho import RHO_BINS, rho_layers
+from metabin_jax.report.rho import RHO_BINS, rho_layers
 from metabin_jax.training.build import model_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from experiments import figures
 from experiments.study import Job
 from experiments.tables import Line, markdown, mean_std, p_value
 from metabin_jax.algorithm import Batch, MetaBIN, TrainState
-from metabin_jax.models.rho import in_order, layer_name
+from metabin_jax.report.rho import in_order, layer_name
 from metabin_jax.training.build import build, load_images
 from metabin_jax.training.train import prepare, read_batches
 

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from metabin_jax import models
-from metabin_jax.data.listing import list_images
 from metabin_jax.evaluation.embedding import embed_batches
 from metabin_jax.retrieval.encoder import Encoder, embed_images, read_batches
+from metabin_jax.retrieval.listing import list_images
 
 NUM_IDS = 100
 BATCH_SIZE = 128

@@ -47,9 +47,9 @@ def embed(options: argparse.Namespace) -> int:
     example:
       metabin embed pictures --model=runs/mine --output=gallery.npz
     """
-    from metabin_jax.data.listing import list_images
     from metabin_jax.retrieval import features
     from metabin_jax.retrieval.encoder import embed_images, load_encoder
+    from metabin_jax.retrieval.listing import list_images
 
     features.check_output(options.output)
     output = check_output(options)
@@ -157,9 +157,9 @@ def _is_images(source: str) -> bool:
 
 def _features(source: str, encoder: "Encoder | None") -> tuple["Features", int]:
     """Reads a feature file, or embeds images with the encoder. Returns the features and the exit status."""
-    from metabin_jax.data.listing import list_images
     from metabin_jax.retrieval import features
     from metabin_jax.retrieval.encoder import embed_images
+    from metabin_jax.retrieval.listing import list_images
 
     if encoder is None or not _is_images(source):
         found = features.read(source)

@@ -32,7 +32,7 @@ def train(options: argparse.Namespace) -> None:
       metabin train --config=benchmark:paper --workdir=runs/table1 --config.init=mobilenetv2_1.4.pth
       metabin train --config=configs/mine.py --workdir=runs/mine
     """
-    from metabin_jax.training.config_files import load_config
+    from metabin_jax.cli.config_files import load_config
 
     config = load_config(options.config, fields(options))
     _start(options.distributed)
@@ -52,7 +52,7 @@ def evaluate(options: argparse.Namespace) -> None:
       metabin evaluate --model=runs/mine --config.data.path=elsewhere --config.eval.policy=ignore
       metabin evaluate --model=runs/mine --config.eval.rerank=True --config.eval.query_expansion=5
     """
-    from metabin_jax.training.config_files import trained_config
+    from metabin_jax.cli.config_files import trained_config
 
     config = trained_config(options.model, fields(options))
     _start(options.distributed)
@@ -71,7 +71,7 @@ def report(options: argparse.Namespace) -> None:
     example:
       metabin report --model=runs/mine --output=mine.html
     """
-    from metabin_jax.training.config_files import trained_config
+    from metabin_jax.cli.config_files import trained_config
 
     config = trained_config(options.model, fields(options))
     output = check_output(options, f"{options.model}/report.html")
@@ -104,7 +104,7 @@ def export(options: argparse.Namespace) -> None:
     example:
       metabin export --model=runs/mine --to=onnx --output=mine.onnx
     """
-    from metabin_jax.training.config_files import trained_config
+    from metabin_jax.cli.config_files import trained_config
 
     config = trained_config(options.model, fields(options))
     output = check_output(options)
@@ -178,7 +178,7 @@ def plan(options: argparse.Namespace) -> None:
     example:
       metabin plan --config=metabin --target=h100 --devices=8
     """
-    from metabin_jax.training.config_files import load_config
+    from metabin_jax.cli.config_files import load_config
 
     config = load_config(options.config, fields(options))
     import jax

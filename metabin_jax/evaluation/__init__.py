@@ -1,6 +1,6 @@
-"""Embeddings, one ranking of them, what is measured on it, and the protocols and splits that others measure by.
+"""From features to results: rankings, metrics, re-ranking, verification, intervals, tables, published protocols.
 
-Nothing here trains, reads a config or writes a run's files.
+It works on records, features and numbers. Nothing here knows a config or how a model was trained.
 """
 
 from metabin_jax.evaluation.distances import distance

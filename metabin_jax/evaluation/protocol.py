@@ -1,12 +1,15 @@
 """Which images of a domain are queries, which are its gallery, and what a camera means."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
+from metabin_jax.data.sets.catalogue import SINGLE_SHOT
+from metabin_jax.data.sets.splits import single_shot_splits
 from metabin_jax.evaluation import reranking
 from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
 from metabin_jax.evaluation.inputs import Labels, check_features
@@ -68,6 +71,25 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     for name, row in (("query", query_row), ("gallery", gallery_row)):
         if row.size == 0:
             raise UserError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
+    return _labelled(pid, camid, query_row, gallery_row)
+
+
+def target_splits(
+    target: str, records: Sequence[Record], file: str | Path | None = None, policy: CameraPolicy = "cross-camera"
+) -> list[QueryGallery]:
+    """The splits of `target`: those of `single_shot_splits` for a small target, else `query_gallery`.
+
+    Raises as these do, and UserError if a file is given for a set with one split.
+    """
+    if target in SINGLE_SHOT:
+        pid, camid = (np.array([getattr(record, name) for record in records], np.int64) for name in ("pid", "camid"))
+        return [_labelled(pid, camid, *rows) for rows in single_shot_splits(target, records, file)]
+    if file is not None:
+        raise UserError(f"{file}: {target} has one split, its own query and gallery images; give no file for it.")
+    return [query_gallery(records, policy)]
+
+
+def _labelled(pid: NDArray, camid: NDArray, query_row: NDArray, gallery_row: NDArray) -> QueryGallery:
     return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.evaluation.statistics import Summary, summarise
-from metabin_jax.models.rho import Layer, rho_layers
 from metabin_jax.report.domain import LENGTH, SCORE_BINS, Domain, examine
+from metabin_jax.report.rho import Layer, rho_layers
 from metabin_jax.runtime.files import read_json
 from metabin_jax.runtime.runlog import read_rows
 from metabin_jax.training import trained

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metabin_jax.models.rho import RHO_BINS
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
+from metabin_jax.report.rho import RHO_BINS
 from metabin_jax.runtime.extras import needs
 from metabin_jax.runtime.files import check_writable, write_text
 

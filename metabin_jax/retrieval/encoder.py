@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.cache import decode_image
-from metabin_jax.data.listing import Listed
 from metabin_jax.evaluation.distances import unit_length
 from metabin_jax.evaluation.embedding import embed_batches
 from metabin_jax.retrieval.features import Features
+from metabin_jax.retrieval.listing import Listed
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.progress import Progress
 from metabin_jax.training import trained

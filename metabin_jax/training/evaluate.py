@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from metabin_jax import models
 from metabin_jax.algorithm import TrainState
 from metabin_jax.data.records import Record
+from metabin_jax.data.sets.splits import split_source
 from metabin_jax.evaluation import QueryGallery, embed, protocols, query_gallery, ranking_metrics, tables
-from metabin_jax.evaluation.splits import split_source, target_splits
+from metabin_jax.evaluation.protocol import target_splits
 from metabin_jax.evaluation.statistics import Summary, summarise
 from metabin_jax.evaluation.targets import TargetResult, evaluate_target
 from metabin_jax.runtime.errors import UserError

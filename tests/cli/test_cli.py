@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from metabin_jax import cli
+from metabin_jax.cli.config_files import load_config
 from metabin_jax.cli.training import _print_results
 from metabin_jax.cli.tree import COMMANDS
 from metabin_jax.data import synthetic
@@ -15,7 +16,6 @@ from metabin_jax.data.sets.catalogue import SETS
 from metabin_jax.models import reid
 from metabin_jax.runtime import devices
 from metabin_jax.training import evaluate, train
-from metabin_jax.training.config_files import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OWN = "from metabin_jax.training.config import metabin\n\ndef get_config():\n    c = metabin()\n"

@@ -3,8 +3,8 @@
 import pytest
 
 from metabin_jax import cli
+from metabin_jax.cli.config_files import load_config
 from metabin_jax.training import train
-from metabin_jax.training.config_files import load_config
 
 COMMANDS = {
     "embed": ["{dir}/nothing", "--model={dir}/run", "--output={dir}/f.npz"],

@@ -13,8 +13,9 @@ from small_sets import SMALL_SETS, digest, grid, ilids, name, prid2011, viper
 from experiments.draw_splits import draw
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.catalogue import SETS, check_counts
+from metabin_jax.data.sets.splits import DRAWN, SINGLE_SHOT, split_source
 from metabin_jax.evaluation import query_gallery
-from metabin_jax.evaluation.splits import DRAWN, SINGLE_SHOT, split_source, target_splits
+from metabin_jax.evaluation.protocol import target_splits
 
 SIZES = {"viper": (316, 316), "prid2011": (100, 649), "grid": (125, 900), "ilids": (60, 60)}
 # Of the image lists that the shipped splits give for the sets of small_sets.py.
@@ -115,7 +116,7 @@ def test_order_of_the_records_changes_nothing(target):
 
 def test_hash_seed_changes_nothing():
     script = (
-        "from small_sets import SMALL_SETS, digest; from metabin_jax.evaluation.splits import target_splits\n"
+        "from small_sets import SMALL_SETS, digest; from metabin_jax.evaluation.protocol import target_splits\n"
         "for target, records in SMALL_SETS.items(): print(digest(records(), target_splits(target, records())))"
     )
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])

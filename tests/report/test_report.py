@@ -13,8 +13,8 @@ pytest.importorskip("jinja2", reason="the report is a jinja2 template")
 from small_report import ANGLES, HOSTILE, RECORDS, examined, run_data
 
 from metabin_jax import cli
-from metabin_jax.models.rho import layer_of
 from metabin_jax.report import page
+from metabin_jax.report.rho import layer_of
 
 
 class Page(HTMLParser):

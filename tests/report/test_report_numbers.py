@@ -25,8 +25,8 @@ from metabin_jax.evaluation import (
 )
 from metabin_jax.evaluation.statistics import summarise
 from metabin_jax.evaluation.thresholds import verify
-from metabin_jax.models.rho import layer_of, rho_layers
 from metabin_jax.report import charts, domain, page
+from metabin_jax.report.rho import layer_of, rho_layers
 from metabin_jax.runtime.runlog import read_rows
 
 

@@ -13,11 +13,11 @@ from tiny_run import PixelNet, draw_folder, tiny_config
 
 from metabin_jax import cli
 from metabin_jax.data import cache
-from metabin_jax.data.listing import Listed, list_images
 from metabin_jax.evaluation import embed as embed_array
 from metabin_jax.retrieval import encoder as embed
 from metabin_jax.retrieval import features
 from metabin_jax.retrieval.encoder import embed_images
+from metabin_jax.retrieval.listing import Listed, list_images
 from metabin_jax.training import trained
 from metabin_jax.training.checkpoint import Checkpoints
 

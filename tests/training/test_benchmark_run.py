@@ -5,10 +5,11 @@ import pytest
 from small_sets import prid2011, viper
 
 from metabin_jax.data.records import Record
+from metabin_jax.data.sets.splits import split_source
 from metabin_jax.evaluation import protocol, query_gallery, rank_metrics, retrieval_metrics
 from metabin_jax.evaluation import targets as run
+from metabin_jax.evaluation.protocol import target_splits
 from metabin_jax.evaluation.reranking import query_expansion, rerank
-from metabin_jax.evaluation.splits import split_source, target_splits
 from metabin_jax.evaluation.statistics import METRICS, summarise
 from metabin_jax.evaluation.targets import evaluate_target
 

@@ -1,9 +1,8 @@
-"""Which images of a target are queries and which its gallery, in every split of the benchmark.
+"""The ten single-shot splits of the small targets: which images are queries and which are the gallery.
 
-VIPeR, PRID2011, GRID and i-LIDS have ten single-shot splits: half of the persons are left out (they were for training
-when people trained on these sets), and each of the others has one query and one gallery image; what else the gallery
-holds are distractors. Every other set has one split, its own query and gallery images. The splits are those shipped in
-drawn_splits/, drawn once by `draw_splits`, or those of a file that others' numbers were made with.
+VIPeR, PRID2011, GRID and i-LIDS have ten splits. Half of the people are left out: they were for training when people
+trained on these sets. Each of the others has one query and one gallery image. The rest of the gallery are distractors.
+The splits come from drawn_splits/, drawn once by `experiments.draw_splits`, or from a file.
 """
 
 import hashlib
@@ -19,38 +18,30 @@ from numpy.typing import NDArray
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.catalogue import SETS, SINGLE_SHOT, check_counts
 from metabin_jax.data.sets.readers import CAMERAS
-from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery, query_gallery
 from metabin_jax.runtime.errors import UserError
 
 DRAWN = Path(__file__).parent / "drawn_splits"
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]  # of the queries, of the gallery
 
 
-def target_splits(
-    target: str, records: Sequence[Record], file: str | Path | None = None, policy: CameraPolicy = "cross-camera"
-) -> list[QueryGallery]:
-    """The splits of `target`, one of `data.sets.SETS` or any other domain, as rows of its `records` with their labels.
+def single_shot_splits(target: str, records: Sequence[Record], file: str | Path | None = None) -> list[Rows]:
+    """The splits of `target`, one of SINGLE_SHOT, as rows of its `records`.
 
-    Rows come by pid, then camid, then path, so that the order of the records changes nothing. VIPeR and PRID2011 take
+    Rows come by pid, then camid, then path, so the order of the records changes nothing. VIPeR and PRID2011 take
     their queries from view a, GRID from its probes, i-LIDS one image per person and another one for the gallery.
 
     Args:
       records: all those of the target, and no others.
-      file: of splits, in place of the shipped ones: a .json with a list of {"query", "gallery"} of image paths or of
+      file: of splits, instead of the shipped ones: a .json with a list of {"query", "gallery"} of image paths or of
         [path, ...] (the last parts of a path say which image; labels are the records'), or of {"test"} person numbers
         as there are for PRID2011; or GRID's own features_and_partitions.mat. Of VIPeR files that hold every split
         twice, once from view b to view a, the splits from view a count.
-      policy: as in `query_gallery`; the single-shot splits have no second image of a camera to drop.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a set is incomplete; a file is no file of splits, names an image that is not there, or has splits of
-        other sizes than `SINGLE_SHOT`; a file is given for a set with one split.
+      UserError: a set is incomplete; a file is no file of splits, names an image that is not there, or has splits of
+        other sizes than `SINGLE_SHOT`.
     """
-    if target not in SINGLE_SHOT:
-        if file is not None:
-            raise UserError(f"{file}: {target} has one split, its own query and gallery images; give no file for it.")
-        return [query_gallery(records, policy)]
     check_counts(SETS[target], records)
     images = _Images(target, records)
     if file is None:
@@ -61,11 +52,11 @@ def target_splits(
         raise FileNotFoundError(f"The file of splits {file} does not exist.")
     for number, rows in enumerate(splits):
         _check(images, *rows, f"{file or 'the shipped splits'}, split {number} of {target}")
-    return [images.labelled(*rows) for rows in splits]
+    return splits
 
 
 def split_source(target: str, file: str | Path | None = None) -> str:
-    """Where `target_splits` takes the splits from, for the note below a table; "" where they are the domain's own."""
+    """Where the splits of a target come from, for the note below a table; "" for the domain's own."""
     if file is not None:
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
         kind = "official partitions" if Path(file).suffix == ".mat" else "file of splits"
@@ -117,12 +108,6 @@ class _Images:
             pairs.append((own[query], own[(query + 1 + second % (len(own) - 1)) % len(own)]))
         query_row, gallery_row = np.array(pairs).T
         return query_row, gallery_row
-
-    def labelled(self, query_row: NDArray[np.int64], gallery_row: NDArray[np.int64]) -> QueryGallery:
-        pid, camid = self.pid, self.camid
-        return QueryGallery(
-            query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row]
-        )
 
 
 def _read_drawn(images: _Images) -> list[Rows]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from miniatures import MARKET, draw
 
-from metabin_jax.data.listing import Listed, list_images
+from metabin_jax.retrieval.listing import Listed, list_images
 
 
 def names(found, root):

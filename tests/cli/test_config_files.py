@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metabin_jax.training.config_files import load_config
+from metabin_jax.cli.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 OWN = (
@@ -49,7 +49,7 @@ def test_an_installed_wheel_has_the_configs(tmp_path):
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", ROOT], check=True)
     subprocess.run([*pip, "install", "--no-deps", "--no-index", f"--target={site}", *wheels.iterdir()], check=True)
     script = (
-        "import metabin_jax; from metabin_jax.training.config_files import load_config; print(metabin_jax.__file__);"
+        "import metabin_jax; from metabin_jax.cli.config_files import load_config; print(metabin_jax.__file__);"
         "print(*(load_config(name).data.source for name in ('demo', 'benchmark', 'metabin', 'folder', 'finetune')))"
     )
     result = subprocess.run(
