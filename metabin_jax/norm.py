@@ -75,8 +75,8 @@ class BatchMoments(NamedTuple):
 def batch_moments(mean_NC: Array, var_NC: Array, count: int) -> BatchMoments:
     """From the instance moments, by the law of total variance. count: the values per channel, N * H * W."""
     mean_1C = mean_NC.mean(0, keepdims=True)
-    var_C = (var_NC + jnp.square(mean_NC - mean_1C)).mean(0)
-    return BatchMoments(mean_1C[0], var_C, var_C * (count / (count - 1)))
+    mean_C, var_C = mean_1C[0], (var_NC + jnp.square(mean_NC - mean_1C)).mean(0)
+    return BatchMoments(mean_C, var_C, var_C * (count / (count - 1)))
 
 
 class Norm(nn.Module):
