@@ -18,7 +18,6 @@ from jax import export
 from numpy.typing import NDArray
 
 from metabin_jax.export.inference import embedder
-from metabin_jax.runtime.extras import needs
 
 Images = NDArray[np.uint8]
 Embed = Callable[[Images], NDArray[np.float32]]
@@ -43,10 +42,6 @@ class Format(NamedTuple):
     needs: tuple[str, ...] = ()
     extra: str = "export"
     otherwise: str = ""
-
-    def check_installed(self, name: str) -> None:
-        """Raises UserError if a package is missing."""
-        needs(f"--to={name}", self.extra, *self.needs, otherwise=self.otherwise)
 
 
 def write_stablehlo(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
@@ -139,9 +134,9 @@ def _exported(
     model: nn.Module, variables: dict, image_NHWC: Images, library: bool, platforms: tuple[str, ...]
 ) -> export.Exported:
     height, width = image_NHWC.shape[1:3]
-    embed = embedder(model, variables, height, width, library)
+    embed = jax.jit(embedder(model, variables, height, width, library))
     shape = (*export.symbolic_shape("batch"), height, width, 3)
-    return export.export(jax.jit(embed), platforms=platforms)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    return export.export(embed, platforms=platforms)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
 # pip refuses to install the converter beside chex: its dependency xdsl, unused here, wants an older typing_extensions.

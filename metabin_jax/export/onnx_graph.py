@@ -5,6 +5,7 @@ adds axes, and ONNX's own broadcasting does the rest.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,18 +35,11 @@ def onnx_model(embed: Callable[[jax.Array], jax.Array], height: int, width: int)
     image = graph.node("Transpose", "image", perm=NCHW)
     (embedding,) = graph.run(closed.jaxpr, closed.consts, [image])
     graph.nodes.append(helper.make_node("Identity", [graph.name(embedding)], ["embedding"]))
-    return helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "metabin_jax",
-            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
-            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", output.shape[1]])],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="metabin_jax",
-    )
+    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])]
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", output.shape[1]])]
+    whole = helper.make_graph(graph.nodes, "metabin_jax", inputs, outputs, graph.constants)
+    opset = helper.make_opsetid("", OPSET)
+    return helper.make_model(whole, opset_imports=[opset], ir_version=IR_VERSION, producer_name="metabin_jax")
 
 
 class _Graph:
@@ -97,6 +91,8 @@ class _Graph:
             return self.run(inner.jaxpr, inner.consts, inputs)
         if not any(isinstance(value, str) for value in inputs):
             return [np.asarray(equation.primitive.bind(*inputs, **params))]  # constants only: computed now
+        if name in SAME:
+            return [self.node(SAME[name], *inputs)]
         if name not in RULES:
             raise NotImplementedError(f"the JAX primitive {name} has no ONNX rule: add it to {__name__}.RULES")
         return [RULES[name](self, equation, *inputs)]
@@ -112,10 +108,6 @@ def _needed(jaxpr: Jaxpr) -> list[Any]:
     return found[::-1]
 
 
-def _one_node(op: str) -> Callable[..., Value]:
-    return lambda graph, equation, *inputs: graph.node(op, *inputs)
-
-
 def _max(graph: _Graph, equation: Any, x: Value, least: Value) -> Value:
     """Relu if `least` is 0: runtimes fuse it with the convolution before it."""
     return graph.node("Relu", x) if isinstance(least, np.ndarray) and not least.any() else graph.node("Max", x, least)
@@ -125,10 +117,6 @@ def _min(graph: _Graph, equation: Any, x: Value, most: Value) -> Value:
     """Clip, as in ReLU6, if `most` is one number."""
     scalar = isinstance(most, np.ndarray) and most.ndim == 0
     return graph.node("Clip", x, "", most) if scalar else graph.node("Min", x, most)
-
-
-def _rsqrt(graph: _Graph, equation: Any, x: str) -> Value:
-    return graph.node("Reciprocal", graph.node("Sqrt", x))
 
 
 def _cast(graph: _Graph, equation: Any, x: str) -> Value:
@@ -144,64 +132,43 @@ def _broadcast(graph: _Graph, equation: Any, x: str) -> Value:
     return graph.node("Unsqueeze", x, graph.constant([i for i in range(rank) if order[i] not in kept], np.int64))
 
 
-def _squeeze(graph: _Graph, equation: Any, x: str) -> Value:
-    return graph.node("Squeeze", x, _axes(graph, equation, equation.params["dimensions"]))
-
-
-def _reduce_sum(graph: _Graph, equation: Any, x: str) -> Value:
-    return graph.node("ReduceSum", x, _axes(graph, equation, equation.params["axes"]), keepdims=0)
+def _over_axes(graph: _Graph, equation: Any, x: str, op: str, axes: str, **attributes: int) -> Value:
+    """A node that takes axes as a second input. axes: their name in JAX."""
+    order = _order(equation.invars[0].aval.ndim)
+    own = graph.constant([order.index(axis) for axis in equation.params[axes]], np.int64)
+    return graph.node(op, x, own, **attributes)
 
 
 def _convolution(graph: _Graph, equation: Any, x: str, kernel_HWIO: np.ndarray) -> Value:
     params = equation.params
     low, high = zip(*params["padding"], strict=True)
-    return graph.node(
-        "Conv",
-        x,
-        graph.constant(kernel_HWIO.transpose(3, 2, 0, 1)),
-        kernel_shape=kernel_HWIO.shape[:2],
-        strides=params["window_strides"],
-        pads=(*low, *high),
-        group=params["feature_group_count"],
-    )
+    window = {"kernel_shape": kernel_HWIO.shape[:2], "strides": params["window_strides"], "pads": (*low, *high)}
+    kernel = graph.constant(kernel_HWIO.transpose(3, 2, 0, 1))
+    return graph.node("Conv", x, kernel, group=params["feature_group_count"], **window)
 
 
 def _max_pool(graph: _Graph, equation: Any, x: str) -> Value:
     params = equation.params
     low, high = zip(*params["padding"][1:3], strict=True)
-    return graph.node(
-        "MaxPool",
-        x,
-        kernel_shape=params["window_dimensions"][1:3],
-        strides=params["window_strides"][1:3],
-        pads=(*low, *high),
-    )
+    kernel_shape, strides = (params[name][1:3] for name in ("window_dimensions", "window_strides"))
+    return graph.node("MaxPool", x, kernel_shape=kernel_shape, strides=strides, pads=(*low, *high))
 
 
 def _order(rank: int) -> tuple[int, ...]:
     return NCHW if rank == 4 else tuple(range(rank))
 
 
-def _axes(graph: _Graph, equation: Any, axes: tuple[int, ...]) -> str:
-    order = _order(equation.invars[0].aval.ndim)
-    return graph.constant([order.index(axis) for axis in axes], np.int64)
-
-
 INNER = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # primitives that call a jaxpr, and which parameter it is
+SAME = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "sqrt": "Sqrt"}  # one primitive, one operation
 RULES: dict[str, Callable[..., Value]] = {
-    "add": _one_node("Add"),
-    "sub": _one_node("Sub"),
-    "mul": _one_node("Mul"),
-    "div": _one_node("Div"),
     "max": _max,
     "min": _min,
-    "sqrt": _one_node("Sqrt"),
-    "rsqrt": _rsqrt,
+    "rsqrt": lambda graph, equation, x: graph.node("Reciprocal", graph.node("Sqrt", x)),
     "square": lambda graph, equation, x: graph.node("Mul", x, x),
     "convert_element_type": _cast,
     "broadcast_in_dim": _broadcast,
-    "squeeze": _squeeze,
-    "reduce_sum": _reduce_sum,
+    "squeeze": partial(_over_axes, op="Squeeze", axes="dimensions"),
+    "reduce_sum": partial(_over_axes, op="ReduceSum", axes="axes", keepdims=0),
     "conv_general_dilated": _convolution,
     "reduce_window_max": _max_pool,
 }

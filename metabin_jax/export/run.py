@@ -13,6 +13,7 @@ from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
 from metabin_jax.export.formats import FORMATS, Embed
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.extras import needs
 from metabin_jax.runtime.files import check_writable, whole
 from metabin_jax.training import trained
 from metabin_jax.training.build import load_images
@@ -51,21 +52,22 @@ def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tup
     """
     if to not in FORMATS:
         raise UserError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
-    FORMATS[to].check_installed(to)
+    form = FORMATS[to]
+    needs(f"--to={to}", form.extra, *form.needs, otherwise=form.otherwise)
     output = check_writable(output)
     with whole(output) as temporary:
         run = trained.load(workdir, config, dtype="float32")
         model, variables, domains = run.model, run.variables, _domains(run)
         # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
         with jax.default_matmul_precision("highest"):
-            temporary.write_bytes(FORMATS[to].write(model, variables, domains[0].image_NHWC))
-            exported = FORMATS[to].load(temporary)
+            temporary.write_bytes(form.write(model, variables, domains[0].image_NHWC))
+            exported = form.load(temporary)
             trials = [_try(exported, embed(model, variables, d.image_NHWC, BATCH), d) for d in domains]
         difference = max((trial.difference for trial in trials), key=lambda d: (np.isnan(d), d))
-        if not difference <= FORMATS[to].tolerance:
+        if not difference <= form.tolerance:
             raise UserError(
-                f"the {to} file differs from JAX by {difference:.1e} in an embedding, more than "
-                f"{FORMATS[to].tolerance:.0e}: {output} was not written"
+                f"the {to} file differs from JAX by {difference:.1e} in an embedding, more than {form.tolerance:.0e}: "
+                f"{output} was not written"
             )
     return run.step, trials
 
