@@ -14,7 +14,7 @@ SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "b
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
-MARKET_PATH = re.compile(rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}")  # below the domain
+MARKET_PATH = rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}"  # below the domain
 
 
 class Record(NamedTuple):
@@ -107,7 +107,7 @@ def images(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str) -> list[tuple[Path, re.Match]]:
+def match_names(root: Path, folders: Iterable[str], name: str, form: str) -> list[tuple[Path, re.Match]]:
     """Every image in those `folders` below root that exist, with the match of its path below root (written with "/").
 
     Sorted by file name within a folder. form: describes a right name, for the error.
@@ -115,7 +115,7 @@ def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str)
     """
     here = [root / folder for folder in folders if (root / folder).is_dir()]
     paths = [path for folder in here for path in sorted(images(folder), key=lambda p: p.name)]
-    matches = [(path, name.match(path.relative_to(root).as_posix())) for path in paths]
+    matches = [(path, re.match(name, path.relative_to(root).as_posix())) for path in paths]
     if wrong := [path for path, match in matches if match is None]:
         raise name_error(wrong, form)
     return [(path, match) for path, match in matches if match]

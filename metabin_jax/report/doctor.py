@@ -32,7 +32,7 @@ def examine(path: str | Path) -> Iterator[str]:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name a data set, a folder of domains or a CSV manifest.")
-    if path.is_dir() and catalogue.recognised(path):
+    if catalogue.names_at(path):
         data_set, root = catalogue.find(path)
         if data_set.is_raw(root):
             yield f"{data_set.name} in {root}, as it was published: run metabin prepare, which extracts its images"
