@@ -29,9 +29,7 @@ class StepBatches(NamedTuple):
     meta_train: RawBatch | None = None
     meta_test: RawBatch | None = None
 
-    @property
-    def num_steps(self) -> int:
-        return 1
+    num_steps = 1
 
     @property
     def num_images(self) -> int:
@@ -68,12 +66,8 @@ def batches(
 ) -> Iterator[StepBatches]:
     """Yields the batches of steps start_step to stop_step - 1. They do not depend on where a run starts.
 
-    Args:
-      images: uint8 [n, H, W, 3], such as load_images returns.
-      pid, domain: int [n].
-      base: step -> indices of the base batch, such as DomainSampler.base or EpochSampler.base.
-      meta: step -> indices of the meta-train and of the meta-test batch, such as MetaSampler.meta;
-        None without meta-learning.
+    images: uint8 [n, H, W, 3]. pid, domain: int [n]. base: step -> indices of the base batch. meta: step -> indices of
+    the meta-train and of the meta-test batch; None without meta-learning.
     """
     pixels, buffers = np.asarray(images), Buffers()
 

@@ -40,9 +40,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     pid 0 (see `is_distractor`) is kept. Hidden files and files of other types are ignored.
     Records come domain by domain, then in the order of the folders above, then sorted by file name.
 
-    Args:
-      root: the folder that holds one folder per domain.
-      domains: which domains to read, in this order; all of them, sorted by name, if empty.
+    domains: which domains to read, in this order; all of them, sorted by name, if empty.
 
     Raises:
       FileNotFoundError: root is not a folder, or a chosen domain is not in it.
@@ -59,8 +57,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
         )
     if not names:
         raise UserError(f"{root} holds no domain: give the images of each domain a sub-folder of their own.")
-    missing = [d for d in domains if d not in names]
-    if missing:
+    if missing := [domain for domain in domains if domain not in names]:
         raise FileNotFoundError(f"Domain {missing[0]!r} is not in {root}, which holds: {', '.join(names)}.")
     if len(set(domains)) < len(domains):
         raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
@@ -131,7 +128,7 @@ def name_error(wrong: Sequence[Path], form: str) -> UserError:
 
 
 def read_domain(folder: Path, domain: str) -> list[Record]:
-    """The records of one domain, as `read_folder` reads them. Raises UserError as `read_folder` does."""
+    """The records of one domain. Reads and raises as `read_folder` does."""
     form = "<pid>_c<camera> as in 0002_c1s1_000451.jpg"
     records = [
         Record(str(path), int(match[2]), int(match[3]), domain, SPLIT_FOLDERS[match[1] or "."])
@@ -166,9 +163,8 @@ def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> It
                 if None in row or None in row.values():
                     raise UserError(f"{where}: the number of cells differs from the header's.")
                 row = {column: cell.strip() for column, cell in row.items()}
-                for column in required:
-                    if not row[column]:
-                        raise UserError(f"{where}, column {column}: the cell is empty.")
+                if empty := [column for column in required if not row[column]]:
+                    raise UserError(f"{where}, column {empty[0]}: the cell is empty.")
                 if row.get("camid") and not row["camid"].isdecimal():
                     raise UserError(f"{where}, column camid: {row['camid']!r} is not a whole number.")
                 yield where, row

@@ -1,4 +1,6 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and words for its messages."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +8,9 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2. Any other ValueError is a fault of ours and keeps its traceback.
     """
+
+
+def few(names: Iterable[str], most: int = 5) -> str:
+    """The first `most` names, and "..." if there are more."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

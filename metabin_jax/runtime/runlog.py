@@ -63,15 +63,15 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start: int, total: int, log_every: int):
         self._path = workdir / "metrics.jsonl"
-        rows = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
-        write_text(self._path, "".join(row + "\n" for row in kept))
+        kept = [row for row in read_rows(self._path) if row["step"] <= start]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=is_first())
         self._total, self._every = total, log_every
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
         self._since: float | None = None
         self._images = 0
-        self._progress = Progress("step", total, unit="steps", initial=start, every_update=True)
+        # It prints at each update. A delay of 0 would print before the first.
+        self._progress = Progress("step", total, unit="steps", initial=start, delay=1e-9, mininterval=0)
 
     def __enter__(self) -> "MetricsWriter":
         return self

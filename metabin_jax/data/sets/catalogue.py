@@ -52,25 +52,24 @@ class DataSet:
         return f"{self.name} (below {' or '.join(self.folders)}: {layouts})"
 
 
-# Published counts: the sum over all splits, without junk and distractors, and the counts of each official split. Their
-# sources are the papers named at the readers; for CUHK03's new protocol, github.com/zhunzhong07/person-re-ranking. The
-# counts of PRID2011 are of the single-shot version.
+def _published(ids: int, images: int, distractors: int = 0, **splits: tuple[int, int]) -> dict[str, int]:
+    """Published counts: the sum over all splits, without junk and distractors, and (ids, images) of official splits.
+
+    Sources: the papers named at the readers; for CUHK03's new protocol, github.com/zhunzhong07/person-re-ranking.
+    """
+    whole = {"ids": ids, "images": images} | ({"distractors": distractors} if distractors else {})
+    for split, (split_ids, split_images) in splits.items():
+        whole |= {f"{split} ids": split_ids, f"{split} images": split_images}
+    return whole
+
+
 _ALL = (
-    DataSet("cuhk01", ("cuhk01",), (f"campus/{SEVEN_DIGITS}.*",), cuhk.read_cuhk01, {"ids": 971, "images": 3_884}),
+    DataSet("cuhk01", ("cuhk01",), (f"campus/{SEVEN_DIGITS}.*",), cuhk.read_cuhk01, _published(971, 3_884)),
     DataSet(
-        "cuhk02",
-        ("cuhk02", "dataset"),
-        (" ".join(cuhk.CUHK02_FOLDERS),),
-        cuhk.read_cuhk02,
-        {"ids": 1_816, "images": 7_264},
+        "cuhk02", ("cuhk02", "dataset"), (" ".join(cuhk.CUHK02_FOLDERS),), cuhk.read_cuhk02, _published(1_816, 7_264)
     ),
     DataSet(
-        "cuhk03",
-        CUHK03_FOLDERS,
-        (cuhk.CUHK03_IMAGES,),
-        cuhk.read_cuhk03,
-        {"ids": 1_467, "images": 14_097},
-        raw=CUHK03_MAT_AT,
+        "cuhk03", CUHK03_FOLDERS, (cuhk.CUHK03_IMAGES,), cuhk.read_cuhk03, _published(1_467, 14_097), CUHK03_MAT_AT
     ),
     # Market-1501 (Zheng et al., ICCV 2015).
     DataSet(
@@ -78,9 +77,7 @@ _ALL = (
         ("market1501", "market1501v150915"),
         (MARKET_FOLDERS,),
         read_domain,
-        {"ids": 1_501, "images": 29_419, "distractors": 2_798}
-        | {"train ids": 751, "train images": 12_936, "query ids": 750, "query images": 3_368}
-        | {"gallery ids": 750, "gallery images": 13_115},
+        _published(1_501, 29_419, 2_798, train=(751, 12_936), query=(750, 3_368), gallery=(750, 13_115)),
     ),
     # DukeMTMC-reID (Zheng et al., ICCV 2017). Its authors WITHDREW it: it is read for comparisons with published
     # numbers only, and new work should not use it.
@@ -89,18 +86,14 @@ _ALL = (
         ("dukemtmcreid", "dukemtmc"),
         (MARKET_FOLDERS,),
         read_domain,
-        {"ids": 1_812, "images": 36_411}
-        | {"train ids": 702, "train images": 16_522, "query ids": 702, "query images": 2_228}
-        | {"gallery ids": 1_110, "gallery images": 17_661},
+        _published(1_812, 36_411, train=(702, 16_522), query=(702, 2_228), gallery=(1_110, 17_661)),
     ),
     DataSet(
         "cuhk03np",
         ("cuhk03np", "detected", *CUHK03_FOLDERS),
         (MARKET_FOLDERS, *(f"{cuhk.CUHK03_IMAGES} {place}" for place in NEW_PROTOCOL_AT)),
         cuhk.read_cuhk03np,
-        {"ids": 1_467, "images": 14_097}
-        | {"train ids": 767, "train images": 7_365, "query ids": 700, "query images": 1_400}
-        | {"gallery ids": 700, "gallery images": 5_332},
+        _published(1_467, 14_097, train=(767, 7_365), query=(700, 1_400), gallery=(700, 5_332)),
         raw=tuple(f"{mat} {place}" for mat in CUHK03_MAT_AT for place in NEW_PROTOCOL_AT),
         part_of="cuhk03",
     ),
@@ -109,7 +102,7 @@ _ALL = (
         ("cuhksysu", "dataset"),
         ("cropped_image",),
         cuhk.read_cuhksysu,
-        {"ids": 11_934, "images": 34_574},
+        _published(11_934, 34_574),
         raw=(f"{cuhk.CUHKSYSU_SCENES} {cuhk.CUHKSYSU_MAT}",),
     ),
     DataSet(
@@ -117,23 +110,17 @@ _ALL = (
         ("msmt17", "msmt17v1", "msmt17v2"),
         (f"train test {MSMT17_LISTS}", f"mask_train_v2 mask_test_v2 {MSMT17_LISTS}"),
         readers.read_msmt17,
-        {"ids": 4_101, "images": 126_441}
-        | {"train ids": 1_041, "train images": 32_621, "query ids": 3_060, "query images": 11_659}
-        | {"gallery ids": 3_060, "gallery images": 82_161},
+        _published(4_101, 126_441, train=(1_041, 32_621), query=(3_060, 11_659), gallery=(3_060, 82_161)),
     ),
     DataSet(
-        "viper",
-        ("viper", "viperv10"),
-        ("cam_a/[0-9]*_* cam_b/[0-9]*_*",),
-        readers.read_viper,
-        {"ids": 632, "images": 1_264},
+        "viper", ("viper", "viperv10"), ("cam_a/[0-9]*_* cam_b/[0-9]*_*",), readers.read_viper, _published(632, 1_264)
     ),
     DataSet(
         "prid2011",
         ("prid2011",),
         ("single_shot/cam_a single_shot/cam_b", "multi_shot/cam_a multi_shot/cam_b"),
         readers.read_prid2011,
-        {"ids": 934, "images": 1_134},
+        _published(934, 1_134),
         note="These are the counts of single_shot; multi_shot, read where that is missing, has more images of"
         " each person.",
     ),
@@ -142,14 +129,14 @@ _ALL = (
         ("grid", "undergroundreid"),
         ("probe/[0-9]*_* gallery/[0-9]*_*",),
         readers.read_grid,
-        {"ids": 250, "images": 500, "distractors": 775},
+        _published(250, 500, distractors=775),
     ),
     DataSet(
         "ilids",
         ("qmulilids", "ilids", "ilidspedestrian"),
         (f"images/{SEVEN_DIGITS}.*", f"Persons/{SEVEN_DIGITS}.*"),
         readers.read_ilids,
-        {"ids": 119, "images": 476},
+        _published(119, 476),
     ),
 )
 SETS = {data_set.name: data_set for data_set in _ALL}
@@ -212,13 +199,8 @@ def names_at(path: str | Path) -> list[str]:
 def read_set(name: str, path: str | Path) -> list[Record]:
     """Reads the data set `name` (one of SETS) from its own folder or from one that holds it, perhaps beside others.
 
-    Returns:
-      Its records, with `name` as their domain, without junk and with distractors (see `counts`).
-
-    Raises:
-      FileNotFoundError: path is not a folder.
-      UserError: unknown name; the set is missing, or there more than once; it has no image, or wrong file names; its
-        images have to be extracted first.
+    Its records have `name` as their domain. They are without junk and with distractors (see `counts`).
+    Raises what `find` does, and UserError if it has no image or wrong file names, or has to be extracted first.
     """
     data_set, root = find(path, name)
     if data_set.is_raw(root):

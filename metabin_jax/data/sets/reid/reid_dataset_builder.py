@@ -71,12 +71,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         root, records = self._raw(Path(dl_manager.manual_dir))
         paths = [Path(record.path).relative_to(root).as_posix() for record in records]
-        self.info.metadata.update(
-            path=paths,
-            pid=[record.pid for record in records],
-            camid=[record.camid for record in records],
-            split=[record.split for record in records],
-        )
+        columns = {field: [getattr(record, field) for record in records] for field in ("pid", "camid", "split")}
+        self.info.metadata.update(path=paths, **columns)
         rows = list(zip(range(len(records)), paths, records, strict=True))
         of_split = {split: [row for row in rows if row[2].split == split] for split in SPLITS}
         return {prepared.TFDS_SPLITS[split]: self._generate_examples(rows) for split, rows in of_split.items() if rows}
