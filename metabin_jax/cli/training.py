@@ -3,7 +3,7 @@
 import argparse
 
 from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, fields, option, output
-from metabin_jax.runtime.errors import few
+from metabin_jax.runtime.text import few
 
 DATA_DIR = "~/tensorflow_datasets"  # the default of tensorflow-datasets
 

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metabin_jax.data.records import Record
-from metabin_jax.runtime.errors import UserError, few
+from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import whole
 from metabin_jax.runtime.progress import Progress
+from metabin_jax.runtime.text import few
 
 FORMAT = "metabin_jax images 1: RGB, upright by EXIF, bicubic"  # part of the key: change it with the decoding
 

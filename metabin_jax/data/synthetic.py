@@ -145,7 +145,7 @@ def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[in
         for index in range(images_per_id):
             k, image_rng = index % len(cameras), rng(4, pid, index)
             pose = pedestrian.draw_pose(image_rng, network.yaws[k])
-            yield _photograph(person, pose, cameras[k], scenes[k], image_rng, size)
+            yield _photograph(person, pose, cameras[k], scenes[k], image_rng)
 
 
 def _camera(network: Camera, rng: np.random.Generator) -> Camera:
@@ -183,14 +183,9 @@ def _scene(camera: Camera, rng: np.random.Generator, size: tuple[int, int]) -> I
 
 
 def _photograph(
-    person: pedestrian.Identity,
-    pose: pedestrian.Pose,
-    camera: Camera,
-    scene: Image.Image,
-    rng: np.random.Generator,
-    size: tuple[int, int],
+    person: pedestrian.Identity, pose: pedestrian.Pose, camera: Camera, scene: Image.Image, rng: np.random.Generator
 ) -> np.ndarray:
-    height, width = size
+    height, width = scene.height // SUPERSAMPLING, scene.width // (SUPERSAMPLING * SCENE_WIDTHS)
     left = round((scene.width - SUPERSAMPLING * width) * rng.random())
     image = scene.crop((left, 0, left + SUPERSAMPLING * width, scene.height))
     pedestrian.Painter(image, person, pose, camera.height, camera.tilt).paint()

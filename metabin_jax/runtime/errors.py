@@ -1,6 +1,4 @@
-"""The one kind of error that is the user's to mend, and words for its messages."""
-
-from collections.abc import Iterable
+"""The one kind of error that is the user's to mend."""
 
 
 class UserError(ValueError):
@@ -8,9 +6,3 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2. Any other ValueError is a fault of ours and keeps its traceback.
     """
-
-
-def few(names: Iterable[str], most: int = 5) -> str:
-    """The first `most` names, and "..." if there are more."""
-    names = list(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,5 +1,6 @@
 """The log of a run: its metrics, and the versions and devices it ran on. Process 0 alone writes."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -54,7 +55,7 @@ def _git_revision() -> str | None:
         return None
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """metrics.jsonl, TensorBoard events and the progress of a training. Use as a context.
 
     Metrics are fetched from the device after the next dispatch, so that the device never waits for the log. A training
@@ -72,9 +73,6 @@ class MetricsWriter:
         self._images = 0
         # It prints at each update. A delay of 0 would print before the first.
         self._progress = Progress("step", total, unit="steps", initial=start, delay=1e-9, mininterval=0)
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()

@@ -40,9 +40,6 @@ class DataSet:
     part_of: str = ""
     note: str = ""
 
-    def is_at(self, root: Path) -> bool:
-        return _holds(root, self.layouts + self.raw)
-
     def is_raw(self, root: Path) -> bool:
         """Whether the set at `root` has to be extracted first (see `extraction`)."""
         return not _holds(root, self.layouts)
@@ -164,13 +161,11 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
     The folder itself may have any name; folders below it need one of a set's names. If two sets have the same layout
     (Market-1501 and DukeMTMC-reID), the folder's name decides.
 
-    Args:
-      name: which of SETS to look for, others beside it are ignored; any set if empty.
+    name: which of SETS to look for, others beside it are ignored; any set if empty.
 
     Raises:
       FileNotFoundError: path is not a folder.
-      UserError: unknown name; there is no such data set (lists what was looked for), or there may be several (lists
-        them).
+      UserError: unknown name; there is no such data set, or there may be several (lists what was looked for or found).
     """
     if name and name not in SETS:
         raise UserError(f"There is no data set {name!r}; known are {', '.join(SETS)}.")
@@ -249,7 +244,7 @@ def _count(records: Sequence[Record]) -> dict[str, int]:
 
 def _all_at(path: Path) -> list[tuple[DataSet, Path]]:
     """Every set at `path` or, if there is none, below it. Does not search below a set."""
-    if own := [(data_set, path) for data_set in SETS.values() if data_set.is_at(path)]:
+    if own := [(data_set, path) for data_set in SETS.values() if _holds(path, data_set.layouts + data_set.raw)]:
         return [(data_set, path) for data_set, _ in own if _plain(path) in data_set.folders] or own
     known = {folder for data_set in SETS.values() for folder in data_set.folders}
     below = sorted(child for child in path.iterdir() if _plain(child) in known and child.is_dir())

@@ -28,8 +28,7 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
 
     Raises:
       FileNotFoundError: manual_dir is not a folder.
-      UserError: unknown name, no such set, wrong file names, wrong counts, broken images (names the first five), or
-        metabin_jax[sets] is not installed.
+      UserError: no such set, wrong file names or counts, broken images, or metabin_jax[sets] is not installed.
     """
     needs("preparing data sets", "sets", "tensorflow_datasets", "importlib_resources", "h5py")
     manual_dir, data_dir = (Path(os.path.abspath(os.path.expanduser(folder))) for folder in (manual_dir, data_dir))

@@ -13,7 +13,8 @@ from scipy.special import ndtri
 from metabin_jax.models.weights import torch_files, torch_layouts
 from metabin_jax.models.weights.torch_files import Arrays
 from metabin_jax.models.weights.torch_layouts import Layout
-from metabin_jax.runtime.errors import UserError, few
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import few
 
 EPSILON = 1e-5  # of every norm layer, ours and theirs
 
@@ -171,7 +172,7 @@ def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays)
     if kernel is None or layout.first is None or scale is None or bias is None:
         return {}
     channels = kernel.shape[2]
-    if scale.shape != (channels,) or bias.shape != (channels,):
+    if not scale.shape == bias.shape == (channels,):
         return {}
     quantiles = ndtri((np.arange(1000) + 0.5) / 1000)[:, None]
     output = np.clip(bias[None] + scale[None] * quantiles, 0, 6)

@@ -10,7 +10,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     if content is None:
                         self._broken.append(record.path)
                         continue
-                    labels = {
-                        "pid": record.pid,
-                        "camid": record.camid,
-                        "domain": record.domain,
-                        "path": os.fsencode(path),
-                        "split": record.split,
-                    }
+                    labels: dict[str, Any] = {"pid": record.pid, "camid": record.camid, "domain": record.domain}
+                    labels |= {"path": os.fsencode(path), "split": record.split}
                     self._digest.update(f"{row} {labels} {len(content)} ".encode() + content)
                     yield row, {"image": content, **labels}
+                    self._progress.update()
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         """Replaces the method of tfds, which holds a split in memory and needs TensorFlow above 1 GB."""
@@ -115,11 +111,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._digest = hashlib.sha256()
         splits = self._split_generators(dl_manager)
         names = self.info.metadata["split"]
-        with Progress(self.builder_config.name, len(names)) as progress:
-            infos = [
-                self._write(split, _counted(progress, examples), names.count(prepared.OUR_SPLITS[split]))
-                for split, examples in splits.items()
-            ]
+        with Progress(self.builder_config.name, len(names)) as self._progress:
+            number = {split: names.count(prepared.OUR_SPLITS[split]) for split in splits}
+            infos = [self._write(split, examples, number[split]) for split, examples in splits.items()]
         if self._broken:
             raise cache.broken_error(self._broken, len(names))
         self.info.metadata["digest"] = self._digest.hexdigest()
@@ -153,12 +147,6 @@ def build(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool) -
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     finally:
         absl.setLevel(level)
-
-
-def _counted(progress: Progress, examples: Iterable) -> Iterator:
-    for example in examples:
-        yield example
-        progress.update()
 
 
 def _content(path: str) -> bytes | None:
