@@ -1,6 +1,7 @@
 """Checks of what all evaluations take: features and labels."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,29 +44,21 @@ class Labels:
     gallery_camid: NDArray
 
     @classmethod
-    def check(
-        cls,
-        query_pid: ArrayLike,
-        gallery_pid: ArrayLike,
-        query_camid: ArrayLike,
-        gallery_camid: ArrayLike,
-        num_query: int,
-        num_gallery: int,
-    ) -> "Labels":
-        """The labels as arrays.
+    def check(cls, labels: Sequence[ArrayLike], num_query: int, num_gallery: int) -> "Labels":
+        """The four labels, in the order of the fields, as arrays.
 
         Raises:
           ValueError: a shape is not [num_query] or [num_gallery]; labels are not integers.
         """
-        labels = cls(*map(np.asarray, (query_pid, gallery_pid, query_camid, gallery_camid)))
+        checked = cls(*map(np.asarray, labels))
         for name, expected in (("query", num_query), ("gallery", num_gallery)):
             for kind in ("pid", "camid"):
-                value = getattr(labels, f"{name}_{kind}")
+                value = getattr(checked, f"{name}_{kind}")
                 if value.shape != (expected,):
                     raise ValueError(f"{name}_{kind} must have the shape [{expected}], not {list(value.shape)}.")
                 if expected and not np.issubdtype(value.dtype, np.integer):
                     raise ValueError(f"{name}_{kind} must hold integers, not {value.dtype}.")
-        return labels
+        return checked
 
     def same_identity(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The gallery images of the query's identity [S], in the gallery's order, and which are from other cameras."""

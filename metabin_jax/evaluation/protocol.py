@@ -115,7 +115,7 @@ def ranking(
     if (rerank or query_expansion) and metric != "cosine":
         raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    labels = Labels.check(*split.labels, len(query_QD), len(gallery_GD))
+    labels = Labels.check(split.labels, len(query_QD), len(gallery_GD))
     if query_expansion:
         query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
     if rerank:

@@ -1,5 +1,6 @@
 """Verification: are two images of one person, decided by a threshold on their cosine similarity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
@@ -85,17 +86,13 @@ def verification(
 
 
 def verify(
-    query_QD: ArrayLike,
-    gallery_GD: ArrayLike,
-    labels: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike],
-    far: float,
-    bins: int = 0,
+    query_QD: ArrayLike, gallery_GD: ArrayLike, labels: Sequence[ArrayLike], far: float, bins: int = 0
 ) -> tuple[Verification, ScoredPairs]:
     """`verification` with the labels in its order, and the pairs that it is about; bins as in `scored_pairs`."""
     if not 0 < far < 1:
         raise ValueError(f"far must be above 0 and below 1, not {far}.")
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    checked = Labels.check(*labels, len(query_QD), len(gallery_GD))
+    checked = Labels.check(labels, len(query_QD), len(gallery_GD))
     num_negative = len(query_QD) * len(gallery_GD) - int(checked.count_Q.sum())
     allowed = allowed_accepts(far, num_negative)
     pairs = scored_pairs(query_QD, gallery_GD, checked, allowed + 1, bins=bins)

@@ -17,7 +17,7 @@ def tied_case(seed):
     """Distances of four values, and labels of few identities and cameras; identity 5 has no image in the gallery."""
     rng = np.random.default_rng([seed])
     labels = [rng.integers(0, high, n) for high, n in ((6, Q), (5, G), (3, Q), (3, G))]
-    return rng.integers(0, 4, (Q, G)).astype(np.float32), Labels.check(*labels, Q, G)
+    return rng.integers(0, 4, (Q, G)).astype(np.float32), Labels.check(labels, Q, G)
 
 
 def by_sorting(distance_QG, labels, nearest):

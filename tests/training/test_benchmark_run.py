@@ -6,7 +6,7 @@ from small_sets import prid2011, viper
 
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.splits import split_source
-from metabin_jax.evaluation import query_gallery, rank_metrics, ranking_metrics, retrieval_metrics
+from metabin_jax.evaluation import protocol, query_gallery, rank_metrics, retrieval_metrics
 from metabin_jax.evaluation import targets as run
 from metabin_jax.evaluation.protocol import target_splits
 from metabin_jax.evaluation.reranking import query_expansion, rerank
@@ -187,9 +187,9 @@ def test_a_gallery_in_one_piece_is_not_copied(monkeypatch):
 
     def ranking(query_QD, gallery_GD, split):
         seen.append((gallery_GD, np.shares_memory(gallery_GD, feature_ND), split.gallery_row))
-        return ranking_metrics(query_QD, gallery_GD, split)
+        return protocol.ranking(query_QD, gallery_GD, split)
 
-    monkeypatch.setattr(run, "ranking_metrics", ranking)
+    monkeypatch.setattr(run, "ranking", ranking)
     for splits in ("qqqgggggg", "qgqgqgggg"):
         names = {"q": "query", "g": "gallery"}
         records = [Record(f"{n}.jpg", n % 3, n, "shop", names[split]) for n, split in enumerate(splits)]
