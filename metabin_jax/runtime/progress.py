@@ -33,13 +33,11 @@ class Progress(tqdm):
 
     def __init__(self, what: str, total: int, iterable: Iterable | None = None, unit: str = "images", **settings: Any):
         self._moves = sys.stderr.isatty()
-        ours = {
-            **({"delay": 2.0, "mininterval": 0.1} if self._moves else {"delay": 10.0, "mininterval": 10.0}),
-            **{"miniters": 1, "smoothing": 0},  # the rate is the mean over all that was done
-            "file": sys.stderr if self._moves else _Lines(),
-            "bar_format": BAR if self._moves else LINE,
-            "disable": not is_first(),
-        }
+        ours = {"file": sys.stderr, "bar_format": BAR, "delay": 2.0, "mininterval": 0.1}
+        if not self._moves:
+            ours = {"file": _Lines(), "bar_format": LINE, "delay": 10.0, "mininterval": 10.0}
+        # Without smoothing, the rate is the mean over all that was done.
+        ours |= {"miniters": 1, "smoothing": 0, "disable": not is_first()}
         super().__init__(iterable, what, total, unit=f" {unit}", **(ours | settings))
 
     def start_clock(self, done: int = 0) -> None:
