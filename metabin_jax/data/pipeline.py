@@ -29,7 +29,9 @@ class StepBatches(NamedTuple):
     meta_train: RawBatch | None = None
     meta_test: RawBatch | None = None
 
-    num_steps = 1
+    @property
+    def num_steps(self) -> int:
+        return 1
 
     @property
     def num_images(self) -> int:
