@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
-from metabin_jax.evaluation.inputs import Labels, check_features
+from metabin_jax.evaluation.inputs import check_features, check_labels
 from metabin_jax.evaluation.ranking import Ranking, rank
 
 
@@ -66,7 +66,7 @@ def rank_metrics(
     distance_QG = np.asarray(distance_QG)
     if distance_QG.ndim != 2:
         raise ValueError(f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}.")
-    labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, *distance_QG.shape)
+    labels = check_labels((query_pid, gallery_pid, query_camid, gallery_camid), *distance_QG.shape)
     return metrics_of(rank(matrix_blocks(distance_QG), labels), ranks)
 
 
@@ -91,7 +91,7 @@ def retrieval_metrics(
       ValueError: as `rank_metrics`; unknown metric; a feature is not finite.
     """
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    labels = Labels.check(query_pid, gallery_pid, query_camid, gallery_camid, len(query_QD), len(gallery_GD))
+    labels = check_labels((query_pid, gallery_pid, query_camid, gallery_camid), len(query_QD), len(gallery_GD))
     return metrics_of(rank(distance_blocks(query_QD, gallery_GD, metric), labels), ranks)
 
 

@@ -1,5 +1,6 @@
 """One ranking of a gallery for every query: what metrics, re-ranking, search and ranked lists read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +44,15 @@ def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Rank
       ValueError: a distance is NaN.
     """
     nearest_columns, nearest_distances, ranks, num_query = [], [], [], 0
+    same_pid = images_of(labels.query_pid, labels.gallery_pid) if labels else iter(())
     for rows, distance_BG in blocks:
         for query, distance_G in enumerate(distance_BG, rows.start):
             if np.isnan(distance_G).any():
                 raise ValueError(f"distance_QG holds NaN for query {query}: check the features.")
-            if labels is not None:
-                ranks.append(_match_ranks(distance_G, *labels.same_identity(query)))
+            if labels:
+                column_S = next(same_pid)
+                is_match_S = labels.gallery_camid[column_S] != labels.query_camid[query]
+                ranks.append(_match_ranks(distance_G, column_S, is_match_S))
             if nearest:
                 nearest_columns.append(_nearest(distance_G, nearest))
                 nearest_distances.append(distance_G[nearest_columns[-1]])
@@ -60,6 +64,13 @@ def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Rank
         np.concatenate([np.empty(0, np.int32), *ranks]),
         num_query,
     )
+
+
+def images_of(query_pid: NDArray, gallery_pid: NDArray) -> Iterator[NDArray[np.int64]]:
+    """For each query, the gallery images of its identity, in the gallery's order."""
+    order_G = np.argsort(gallery_pid, kind="stable")
+    first_Q, last_Q = (np.searchsorted(gallery_pid[order_G], query_pid, side) for side in ("left", "right"))
+    return (order_G[first:last] for first, last in zip(first_Q, last_Q, strict=True))
 
 
 def most_shared(query_Q: NDArray, gallery_G: NDArray) -> int:

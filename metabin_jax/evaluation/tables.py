@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from metabin_jax.evaluation.protocols import Protocol
-from metabin_jax.evaluation.statistics import MEAN, METRICS, Estimate, Summary
+from metabin_jax.evaluation.statistics import MEAN, METRICS, Summary
 
 HEADER = ("target", "result", *METRICS, "splits", "queries")
 OURS, REPORTED = "ours", "paper (reported)"
@@ -26,7 +26,7 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
         "protocol": protocol.name,
         "results": {
             summary.name: {
-                **{metric: _data(estimate) for metric, estimate in summary.estimates.items()},
+                **{metric: none_for_nan(estimate._asdict()) for metric, estimate in summary.estimates.items()},
                 "splits": summary.splits,
                 "queries": summary.queries,
                 "unmatched": summary.unmatched,
@@ -100,5 +100,6 @@ def _theirs(numbers: Mapping[str, Sequence[float | None]], metric: str) -> str:
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
 
 
-def _data(estimate: Estimate) -> dict[str, float | None]:
-    return {name: None if value is None or math.isnan(value) else value for name, value in estimate._asdict().items()}
+def none_for_nan(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}

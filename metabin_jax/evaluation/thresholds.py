@@ -1,5 +1,6 @@
 """Verification: are two images of one person, decided by a threshold on their cosine similarity."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metabin_jax.evaluation.distances import unit_length
-from metabin_jax.evaluation.inputs import Labels, check_features
+from metabin_jax.evaluation.inputs import Labels, check_features, check_labels
+from metabin_jax.evaluation.ranking import images_of
 
 # A tile of scores is 16 MB in float32.
 _QUERY_ROWS, _GALLERY_ROWS = 1024, 4096
@@ -87,7 +89,7 @@ def verification(
 def verify(
     query_QD: ArrayLike,
     gallery_GD: ArrayLike,
-    labels: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike],
+    labels: Iterable[ArrayLike],
     far: float,
     bins: int = 0,
 ) -> tuple[Verification, ScoredPairs]:
@@ -95,8 +97,9 @@ def verify(
     if not 0 < far < 1:
         raise ValueError(f"far must be above 0 and below 1, not {far}.")
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    checked = Labels.check(*labels, len(query_QD), len(gallery_GD))
-    num_negative = len(query_QD) * len(gallery_GD) - int(checked.count_Q.sum())
+    checked = check_labels(labels, len(query_QD), len(gallery_GD))
+    num_same_pid = sum(map(len, images_of(checked.query_pid, checked.gallery_pid)))
+    num_negative = len(query_QD) * len(gallery_GD) - num_same_pid
     allowed = allowed_accepts(far, num_negative)
     pairs = scored_pairs(query_QD, gallery_GD, checked, allowed + 1, bins=bins)
     positive_P, highest_K = pairs.positive.score_P, pairs.highest.score_P

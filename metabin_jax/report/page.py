@@ -95,7 +95,7 @@ def render(run: RunData) -> str:
         training=training_charts(run),
         cmc_chart=cmc_chart,
         score_chart=score_chart,
-        thumbnail=lambda domain, row: thumbnail(run.image(domain, row)),
+        thumbnail=lambda record: thumbnail(run.image(record)),
         rho_bins=RHO_BINS,
         most_named=MOST_NAMED,
     )

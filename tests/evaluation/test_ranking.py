@@ -1,12 +1,10 @@
 """What a ranking keeps, against one stable sort per query."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from metabin_jax.evaluation import distances, ranking
-from metabin_jax.evaluation.inputs import Labels
+from metabin_jax.evaluation.inputs import check_labels
 from metabin_jax.evaluation.metrics import metrics_of
 from metabin_jax.evaluation.ranking import rank
 
@@ -17,7 +15,7 @@ def tied_case(seed):
     """Distances of four values, and labels of few identities and cameras; identity 5 has no image in the gallery."""
     rng = np.random.default_rng([seed])
     labels = [rng.integers(0, high, n) for high, n in ((6, Q), (5, G), (3, Q), (3, G))]
-    return rng.integers(0, 4, (Q, G)).astype(np.float32), Labels.check(*labels, Q, G)
+    return rng.integers(0, 4, (Q, G)).astype(np.float32), check_labels(labels, Q, G)
 
 
 def by_sorting(distance_QG, labels, nearest):
@@ -50,7 +48,7 @@ def test_agrees_with_a_sort_per_query(monkeypatch, nearest, few):
         distance_QG, labels = tied_case(seed)
         result = rank(distances.matrix_blocks(distance_QG), labels, nearest)
         assert kept(result) == by_sorting(distance_QG, labels, nearest)
-        backwards = dataclasses.replace(labels, gallery_pid=labels.gallery_pid[::-1])
+        backwards = labels._replace(gallery_pid=labels.gallery_pid[::-1])
         assert kept(result) != by_sorting(distance_QG, backwards, nearest)  # the negative control
 
 

@@ -16,11 +16,11 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import (
     QueryGallery,
     distance,
-    protocol,
     query_expansion,
     query_gallery,
     rerank,
     reranking,
+    targets,
     thresholds,
 )
 from metabin_jax.evaluation.statistics import summarise
@@ -75,7 +75,7 @@ def test_a_domain_is_ranked_once(monkeypatch, splits):
         return call
 
     monkeypatch.setattr(reranking, "rerank", counted("rerank", reranking.rerank))
-    monkeypatch.setattr(protocol, "rank", counted("rank", protocol.rank))
+    monkeypatch.setattr(targets, "rank", counted("rank", targets.rank))
     monkeypatch.setattr(thresholds, "scored_pairs", counted("scored_pairs", thresholds.scored_pairs))
     embed = counted("embed", lambda rows: at_angles(ANGLES[rows]))
     found = domain_of(RECORDS, embed, [query_gallery(RECORDS)] * splits, rerank=True)
