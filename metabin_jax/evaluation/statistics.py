@@ -55,28 +55,17 @@ def summarise(results: Sequence[TargetResult]) -> list[Summary]:
         raise ValueError(f"give the results of one or more targets, each once, not {targets}.")
     mean_TSM = [np.array([_means(metrics) for metrics in result.metrics]) for result in results]
     draws_TBM = np.stack([resampled(result) for result in results])
-    summaries = [
-        Summary(
-            result.target,
-            result.split_source,
-            len(result.metrics),
-            sum(metrics.num_valid for metrics in result.metrics),
-            sum(len(metrics.unmatched) for metrics in result.metrics),
-            _estimates(mean_SM.mean(0), mean_SM.std(0, ddof=1) if len(mean_SM) > 1 else None, draws_BM),
-        )
-        for result, mean_SM, draws_BM in zip(results, mean_TSM, draws_TBM, strict=True)
-    ]
-    if len(summaries) == 1:
-        return summaries
-    total = Summary(
-        MEAN,
-        "",
-        sum(summary.splits for summary in summaries),
-        sum(summary.queries for summary in summaries),
-        sum(summary.unmatched for summary in summaries),
-        _estimates(np.mean([mean_SM.mean(0) for mean_SM in mean_TSM], axis=0), None, draws_TBM.mean(0)),
-    )
-    return [*summaries, total]
+    counts, summaries = [], []  # counts: of splits, queries with a match, queries without
+    for result, mean_SM, draws_BM in zip(results, mean_TSM, draws_TBM, strict=True):
+        valid = sum(metrics.num_valid for metrics in result.metrics)
+        counts.append((len(mean_SM), valid, sum(len(metrics.unmatched) for metrics in result.metrics)))
+        estimates = _estimates(mean_SM.mean(0), mean_SM.std(0, ddof=1) if len(mean_SM) > 1 else None, draws_BM)
+        summaries.append(Summary(result.target, result.split_source, *counts[-1], estimates))
+    if len(summaries) > 1:
+        estimates = _estimates(np.mean([mean_SM.mean(0) for mean_SM in mean_TSM], axis=0), None, draws_TBM.mean(0))
+        splits, queries, unmatched = map(sum, zip(*counts, strict=True))
+        summaries.append(Summary(MEAN, "", splits, queries, unmatched, estimates))
+    return summaries
 
 
 def _means(metrics: RetrievalMetrics) -> list[float]:

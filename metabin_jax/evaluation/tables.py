@@ -37,10 +37,7 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
             {
                 "label": f"{REPORTED}: {published.label}",
                 "source": published.source,
-                "results": {
-                    name: dict(numbers)
-                    for name, numbers in {**published.targets, MEAN: published.mean if complete else {}}.items()
-                },
+                "results": {**published.targets, MEAN: published.mean if complete else {}},
             }
             for published in protocol.published
         ],

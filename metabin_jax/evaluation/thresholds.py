@@ -1,6 +1,6 @@
 """Verification: are two images of one person, decided by a threshold on their cosine similarity."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
@@ -155,7 +155,7 @@ def scored_pairs(
     return ScoredPairs(join_pairs(positives), highest, negative_B)
 
 
-def highest_pairs(parts: list[Pairs], keep: int) -> Pairs:
+def highest_pairs(parts: Sequence[Pairs], keep: int) -> Pairs:
     """The `keep` pairs with the highest scores, in any order."""
     pairs = join_pairs(parts)
     surplus = len(pairs.score_P) - keep
@@ -165,7 +165,7 @@ def highest_pairs(parts: list[Pairs], keep: int) -> Pairs:
     return Pairs._make(column[kept] for column in pairs)
 
 
-def join_pairs(parts: list[Pairs]) -> Pairs:
+def join_pairs(parts: Sequence[Pairs]) -> Pairs:
     return Pairs._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 

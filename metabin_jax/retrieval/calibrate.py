@@ -130,14 +130,13 @@ def _pairs(
     feature_ND: NDArray[np.float32], identity: NDArray, camid: NDArray, domain: NDArray, keep: int
 ) -> tuple[Pairs, Pairs]:
     """All positive pairs, and the `keep` most similar negative ones; each pair once, within its domain."""
-    positive: list[Pairs] = []
-    highest: list[Pairs] = []
+    of_domains = []
     for number in range(domain.max() + 1):
         row = np.flatnonzero(domain == number)
         labels = Labels(identity[row], identity[row], camid[row], camid[row])
         found = scored_pairs(feature_ND[row], feature_ND[row], labels, keep, once=True)
-        for parts, pairs in ((positive, found.positive), (highest, found.highest)):
-            parts.append(Pairs(pairs.score_P, row[pairs.query_P], row[pairs.gallery_P]))
+        of_domains.append([Pairs(score_P, row[query_P], row[gallery_P]) for score_P, query_P, gallery_P in found[:2]])
+    positive, highest = zip(*of_domains, strict=True)
     return join_pairs(positive), highest_pairs(highest, keep)
 
 

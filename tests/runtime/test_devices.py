@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import draw_folder, rows
 
-from metabin_jax.evaluation import device, embedding
+from metabin_jax.evaluation import distances, embedding
 from metabin_jax.runtime import devices
 from metabin_jax.runtime.devices import Placement
 from metabin_jax.training import build, evaluate, train
@@ -217,7 +217,7 @@ def test_images_to_embed_are_cut_over_the_devices(monkeypatch):
 
     monkeypatch.setattr(embedding, "_embed_batch", embed_batch)
     image_NHWC = np.random.default_rng([0]).integers(0, 256, (5, 4, 4, 3), np.uint8)
-    (found_ND,) = embedding.embed_batches(None, {}, [image_NHWC])
+    (found_ND,) = embedding.embed_batches(None, {}, [image_NHWC], 5)
     assert seen == [[(one, (3, 4, 4, 3)) for one in jax.devices()]]
     np.testing.assert_array_equal(found_ND, image_NHWC[:, 0, 0])
 
@@ -232,11 +232,7 @@ def test_a_device_ranks_its_queries_without_the_others():
         text = function.lower(*arguments, **settings).compile().as_text()
         return [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if name in text]
 
-    distance_BG, scalar = array((6, 80), placement.by_rows), jax.ShapeDtypeStruct((), jnp.int32)
     query_BD, gallery_CD = array((6, 5), placement.by_rows), array((40, 5), placement.whole)
     for metric in ("cosine", "euclidean"):
-        assert not collectives(device.distance_tile, query_BD, gallery_CD, metric=metric)
-    assert not collectives(device.write_tile, distance_BG, array((6, 40), placement.by_rows), scalar, scalar)
-    assert not collectives(device.count_places, distance_BG, jax.ShapeDtypeStruct((6, 32), jnp.int32))
-    assert not collectives(device.has_nan, distance_BG)
-    assert collectives(jax.jit(jnp.sum), distance_BG), "what adds up over queries would be seen"
+        assert not collectives(distances.distance_tile, query_BD, gallery_CD, metric=metric)
+    assert collectives(jax.jit(jnp.sum), query_BD), "what adds up over queries would be seen"
