@@ -41,3 +41,10 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_each_extension_takes_at_most_twenty_lines():
+    *pieces, together = python_blocks(ROOT / "docs" / "extending.md")
+    assert len(pieces) == 4  # norm layer, loss, backbone, kind of data set
+    assert max(len([line for line in piece.splitlines() if line.strip()]) for piece in pieces) <= 20
+    assert all(step in together for step in ("train(", "evaluate(", "embed_images(", "export("))

@@ -1,6 +1,6 @@
 """Checks of what all evaluations take: features and labels."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Labels(NamedTuple):
     gallery_camid: NDArray
 
 
-def check_labels(labels: Iterable[ArrayLike], num_query: int, num_gallery: int) -> Labels:
+def check_labels(labels: Sequence[ArrayLike], num_query: int, num_gallery: int) -> Labels:
     """The labels, in the order of `Labels`, as arrays.
 
     Raises:

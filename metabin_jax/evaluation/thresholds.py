@@ -1,6 +1,6 @@
 """Verification: are two images of one person, decided by a threshold on their cosine similarity."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
@@ -87,11 +87,7 @@ def verification(
 
 
 def verify(
-    query_QD: ArrayLike,
-    gallery_GD: ArrayLike,
-    labels: Iterable[ArrayLike],
-    far: float,
-    bins: int = 0,
+    query_QD: ArrayLike, gallery_GD: ArrayLike, labels: Sequence[ArrayLike], far: float, bins: int = 0
 ) -> tuple[Verification, ScoredPairs]:
     """`verification` with the labels in its order, and the pairs that it is about; bins as in `scored_pairs`."""
     if not 0 < far < 1:

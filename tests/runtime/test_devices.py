@@ -232,7 +232,8 @@ def test_a_device_ranks_its_queries_without_the_others():
         text = function.lower(*arguments, **settings).compile().as_text()
         return [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if name in text]
 
+    distance_BG = array((6, 80), placement.by_rows)
     query_BD, gallery_CD = array((6, 5), placement.by_rows), array((40, 5), placement.whole)
     for metric in ("cosine", "euclidean"):
         assert not collectives(distances.distance_tile, query_BD, gallery_CD, metric=metric)
-    assert collectives(jax.jit(jnp.sum), query_BD), "what adds up over queries would be seen"
+    assert collectives(jax.jit(jnp.sum), distance_BG), "what adds up over queries would be seen"

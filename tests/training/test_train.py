@@ -227,7 +227,7 @@ def test_steps_before_the_ranking_and_the_false_accept_rate(folder, straight):
             if config.eval.rerank
             else new == ["ours: after query expansion by 3 images"]
         )
-        assert f"- {new[-1]}\n" in (workdir / "evaluation.md").read_text()
+        assert f"- {new[-1]}\n" in (workdir / result["file"]).with_suffix(".md").read_text()
         assert result["targets"]["west"]["verification"] == verified
         seen.append(result["targets"]["west"]["mAP"])
     assert len(set(seen)) == 3
