@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
+from metabin_jax.evaluation.distances import distance_blocks
 from metabin_jax.evaluation.inputs import check_features, check_labels
 from metabin_jax.evaluation.ranking import Ranking, rank
 
@@ -67,7 +67,7 @@ def rank_metrics(
     if distance_QG.ndim != 2:
         raise ValueError(f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}.")
     labels = check_labels((query_pid, gallery_pid, query_camid, gallery_camid), *distance_QG.shape)
-    return metrics_of(rank(matrix_blocks(distance_QG), labels), ranks)
+    return metrics_of(rank([(slice(0, len(distance_QG)), distance_QG)], labels), ranks)
 
 
 def retrieval_metrics(

@@ -53,20 +53,14 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
         raise ValueError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
 
     split = np.array([record.split for record in records])
-    pid = np.array([record.pid for record in records], np.int64)
-    camid = np.array([record.camid for record in records], np.int64)
-    if policy == "ignore":
-        number = {path: number for number, path in enumerate(dict.fromkeys(record.path for record in records))}
-        camid = np.array([number[record.path] for record in records], np.int64)
-
     in_query, in_gallery = split == "query", split == "gallery"
     if not in_query.any() and not in_gallery.any():
         in_query = in_gallery = (split != "train") | (split == "train").all()
-    query_row, gallery_row = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
-    for name, row in (("query", query_row), ("gallery", gallery_row)):
+    rows = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
+    for name, row in zip(("query", "gallery"), rows, strict=True):
         if row.size == 0:
             raise UserError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
-    return _labelled(pid, camid, query_row, gallery_row)
+    return _labelled(records, rows, policy)
 
 
 def target_splits(
@@ -77,12 +71,17 @@ def target_splits(
     Raises as these do, and UserError if a file is given for a set with one split.
     """
     if target in SINGLE_SHOT:
-        pid, camid = (np.array([getattr(record, name) for record in records], np.int64) for name in ("pid", "camid"))
-        return [_labelled(pid, camid, *rows) for rows in single_shot_splits(target, records, file)]
+        return [_labelled(records, rows) for rows in single_shot_splits(target, records, file)]
     if file is not None:
         raise UserError(f"{file}: {target} has one split, its own query and gallery images; give no file for it.")
     return [query_gallery(records, policy)]
 
 
-def _labelled(pid: NDArray, camid: NDArray, query_row: NDArray, gallery_row: NDArray) -> QueryGallery:
-    return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
+def _labelled(
+    records: Sequence[Record], rows: tuple[NDArray, NDArray], policy: CameraPolicy = "cross-camera"
+) -> QueryGallery:
+    pid, camid = np.array([(record.pid, record.camid) for record in records], np.int64).T
+    if policy == "ignore":
+        number = {path: number for number, path in enumerate(dict.fromkeys(record.path for record in records))}
+        camid = np.array([number[record.path] for record in records], np.int64)
+    return QueryGallery(*rows, *(label[row] for label in (pid, camid) for row in rows))

@@ -53,7 +53,9 @@ def summarise(results: Sequence[TargetResult]) -> list[Summary]:
     targets = [result.target for result in results]
     if not targets or len(set(targets)) < len(targets):
         raise ValueError(f"give the results of one or more targets, each once, not {targets}.")
-    mean_TSM = [np.array([_means(metrics) for metrics in result.metrics]) for result in results]
+    mean_TSM = [
+        np.array([[*(m.cmc[rank] for rank in RANKS), m.mAP, m.mINP] for m in result.metrics]) for result in results
+    ]
     draws_TBM = np.stack([resampled(result) for result in results])
     counts, summaries = [], []  # counts: of splits, queries with a match, queries without
     for result, mean_SM, draws_BM in zip(results, mean_TSM, draws_TBM, strict=True):
@@ -66,10 +68,6 @@ def summarise(results: Sequence[TargetResult]) -> list[Summary]:
         splits, queries, unmatched = map(sum, zip(*counts, strict=True))
         summaries.append(Summary(MEAN, "", splits, queries, unmatched, estimates))
     return summaries
-
-
-def _means(metrics: RetrievalMetrics) -> list[float]:
-    return [*(metrics.cmc[rank] for rank in RANKS), metrics.mAP, metrics.mINP]
 
 
 def _query_values(metrics: RetrievalMetrics) -> NDArray[np.float64]:
@@ -109,7 +107,5 @@ def _estimates(mean_M: NDArray, std_M: NDArray | None, draws_BM: NDArray) -> dic
         low_M, high_M = np.quantile(complete_BM, (0.025, 0.975), axis=0)
     else:
         low_M = high_M = np.full(len(METRICS), np.nan)
-    return {
-        name: Estimate(float(mean_M[m]), None if std_M is None else float(std_M[m]), float(low_M[m]), float(high_M[m]))
-        for m, name in enumerate(METRICS)
-    }
+    stds = [None] * len(METRICS) if std_M is None else std_M.tolist()
+    return dict(zip(METRICS, map(Estimate, mean_M.tolist(), stds, low_M.tolist(), high_M.tolist()), strict=True))

@@ -22,6 +22,10 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
     """
     # The mean over all of the protocol's targets says nothing about that over some of them.
     complete = {summary.name for summary in summaries} >= set(protocol.targets)
+    notes = [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours)]
+    notes += [f"splits of {s.name}: {s.split_source}" for s in summaries if s.split_source]
+    notes += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
+    notes += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]
     return {
         "protocol": protocol.name,
         "results": {
@@ -41,7 +45,7 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
             }
             for published in protocol.published
         ],
-        "notes": [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours), *_notes(protocol, summaries)],
+        "notes": [*notes, *protocol.withdrawn],
     }
 
 
@@ -58,14 +62,6 @@ def markdown(benchmark: Mapping[str, Any]) -> str:
     rows = [HEADER, ("---",) * len(HEADER), *_rows(benchmark, intervals=METRICS)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in benchmark["notes"])]) + "\n"
-
-
-def _notes(protocol: Protocol, summaries: Sequence[Summary]) -> list[str]:
-    """What a reader must know: origin of the splits, queries left out, whose numbers the others are."""
-    lines = [f"splits of {summary.name}: {summary.split_source}" for summary in summaries if summary.split_source]
-    lines += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
-    lines += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]
-    return [*lines, *protocol.withdrawn]
 
 
 def _rows(benchmark: Mapping[str, Any], intervals: Collection[str]) -> list[tuple[str, ...]]:

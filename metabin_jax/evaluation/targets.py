@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import reranking
-from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
+from metabin_jax.evaluation.distances import Blocks, distance_blocks
 from metabin_jax.evaluation.metrics import RetrievalMetrics, metrics_of
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery, query_gallery
 from metabin_jax.evaluation.ranking import Ranking, most_shared, rank
@@ -78,10 +78,9 @@ def evaluate_target(
         query_QD, gallery_GD = features(split)
         if query_expansion:
             query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
+        blocks: Blocks = distance_blocks(query_QD, gallery_GD, metric)
         if rerank:
-            blocks = matrix_blocks(reranking.rerank(query_QD, gallery_GD))
-        else:
-            blocks = distance_blocks(query_QD, gallery_GD, metric)
+            blocks = [(slice(0, len(query_QD)), reranking.rerank(query_QD, gallery_GD))]
         return rank(blocks, split.labels, listed and listed + most_shared(split.query_pid, split.gallery_pid))
 
     verification, scored = verify(*features(pairs), pairs.labels, far, bins)

@@ -76,8 +76,7 @@ def verification(
     Args:
       query_QD, gallery_GD: features, any real dtype, of finite values; scores are float64 for float64 features and
         float32 otherwise.
-      query_pid, query_camid: any integers [Q].
-      gallery_pid, gallery_camid: any integers [G].
+      query_pid, gallery_pid, query_camid, gallery_camid: as in `rank_metrics`.
       far: the false accept rate asked for, above 0 and below 1.
 
     Raises:

@@ -1,6 +1,5 @@
 """What the page says about one evaluation domain: numbers, scores and ranked lists."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +12,8 @@ from metabin_jax.evaluation.thresholds import ScoredPairs, score_bins
 Mark = Literal["correct", "wrong", "same-camera"]
 
 CMC_RANKS = range(1, 51)
-SCORE_BINS = 100  # over [-1, 1]
+SCORE_BINS = 100
+SCORE_EDGES = np.linspace(-1, 1, SCORE_BINS + 1)  # of the cosine similarity
 LISTS = 4  # ranked lists per group
 LENGTH = 10  # images that count in a ranked list
 SAME_CAMERA = 3  # images that do not count and are shown all the same
@@ -38,20 +38,10 @@ class RankedList(NamedTuple):
     frames: list[Frame]
 
 
-class ScoreHistogram(NamedTuple):
-    """Numbers of pairs per bin of their cosine similarity, int64 [SCORE_BINS]; edges [SCORE_BINS + 1]."""
-
-    edges: NDArray[np.float64]
-    matches: NDArray[np.int64]
-    others: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Domain:
-    """scores: of the pairs that result.verification is about. lists: of the first split, by the group's name."""
+class Domain(NamedTuple):
+    """lists: of the first split, by the group's name."""
 
     result: TargetResult
-    scores: ScoreHistogram
     lists: dict[str, list[RankedList]]
 
 
@@ -59,7 +49,7 @@ def examine(result: TargetResult) -> Domain:
     """What the page shows of what `evaluate_target` found with listed=LENGTH and bins=SCORE_BINS."""
     groups = choose_queries(result.metrics[0].average_precision_Q)
     lists = {name: [ranked_list(result, query) for query in group] for name, group in groups.items()}
-    return Domain(result, score_histogram(result.pairs), lists)
+    return Domain(result, lists)
 
 
 def cmc(result: TargetResult) -> NDArray[np.float64]:
@@ -105,7 +95,6 @@ def ranked_list(result: TargetResult, query: int) -> RankedList:
     return RankedList(result.records[query_row], precision, first_rank, frames)
 
 
-def score_histogram(pairs: ScoredPairs) -> ScoreHistogram:
-    """Of the pairs that `verification` counts: one identity from two cameras, and two identities."""
-    matches = score_bins(pairs.positive.score_P, SCORE_BINS)
-    return ScoreHistogram(np.linspace(-1, 1, SCORE_BINS + 1), matches, pairs.negative_B)
+def score_histogram(pairs: ScoredPairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of one identity from two cameras, and of two identities, per bin of their similarity [SCORE_BINS]."""
+    return score_bins(pairs.positive.score_P, SCORE_BINS), pairs.negative_B

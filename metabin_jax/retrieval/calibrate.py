@@ -119,11 +119,9 @@ def calibrate(features: Features, far: float) -> Calibration:
 
 def _negative_pairs(images_RI: NDArray, domain_I: NDArray) -> NDArray[np.float64]:
     """Pairs of images [R] of two identities of one domain, where identity i has images_RI[:, i] images."""
-    pairs_R = np.zeros(len(images_RI))
-    for number in range(domain_I[-1] + 1):
-        inside_RI = images_RI[:, domain_I == number].astype(np.float64)
-        pairs_R += (inside_RI.sum(1) ** 2 - (inside_RI**2).sum(1)) / 2
-    return pairs_R
+    images_RI = images_RI.astype(np.float64)
+    images_RD = images_RI @ (domain_I[:, None] == np.arange(domain_I[-1] + 1))
+    return ((images_RD**2).sum(1) - (images_RI**2).sum(1)) / 2
 
 
 def _pairs(

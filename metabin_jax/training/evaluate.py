@@ -31,8 +31,6 @@ MEASURED = (
     "data.source", "data.path", "data.protocol", "data.eval_domains", "data.height", "data.width", "selection",
     "eval.metric", "eval.policy", "eval.rerank", "eval.query_expansion", "eval.far",
 )  # fmt: skip
-
-
 RANKED_BY = ("policy", "metric", "rerank", "query_expansion")
 
 
