@@ -99,16 +99,16 @@ def metrics_of(ranking: Ranking, ranks: Sequence[int] = (1, 5, 10)) -> Retrieval
     """The metrics of a ranking that was given labels. Raises ValueError for a rank below 1."""
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks must be at least 1, not {list(ranks)}.")
-    query_M, rank_M = ranking.query_M, ranking.rank_M
-    count_Q = np.bincount(query_M, minlength=ranking.num_query)
+    query_M, rank_M, num_query = ranking.query_M, ranking.rank_M, len(ranking.nearest_QK)
+    count_Q = np.bincount(query_M, minlength=num_query)
     valid_Q = count_Q > 0
     last_M = np.cumsum(count_Q)[valid_Q] - 1
     first_M = last_M + 1 - count_Q[valid_Q]
     matches_so_far_M = np.arange(1, len(query_M) + 1) - np.repeat(first_M, count_Q[valid_Q])
 
-    first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, ranking.num_query), np.nan)
+    first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, num_query), np.nan)
     first_Q[valid_Q] = rank_M[first_M]
-    precision_sum_Q = np.bincount(query_M, weights=matches_so_far_M / rank_M, minlength=ranking.num_query)
+    precision_sum_Q = np.bincount(query_M, weights=matches_so_far_M / rank_M, minlength=num_query)
     average_precision_Q[valid_Q] = precision_sum_Q[valid_Q] / count_Q[valid_Q]
     inverse_penalty_Q[valid_Q] = count_Q[valid_Q] / rank_M[last_M]
 

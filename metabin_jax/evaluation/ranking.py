@@ -22,14 +22,12 @@ class Ranking:
       distance_QK: their distances.
       query_M, rank_M: int32 [M], the matches of all queries, query by query in ranked order, and the rank of each, from
         1, in its query's list. The images of a query's identity from its own camera are not in that list.
-      num_query: Q.
     """
 
     nearest_QK: NDArray[np.int64]
     distance_QK: NDArray
     query_M: NDArray[np.int32]
     rank_M: NDArray[np.int32]
-    num_query: int
 
 
 def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Ranking:
@@ -62,7 +60,6 @@ def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Rank
         np.stack(nearest_distances) if nearest_distances else np.empty((num_query, 0)),
         np.repeat(np.arange(len(ranks), dtype=np.int32), [len(rank_M) for rank_M in ranks]),
         np.concatenate([np.empty(0, np.int32), *ranks]),
-        num_query,
     )
 
 

@@ -1,7 +1,9 @@
 """The most similar gallery images, and whether they show the query's person."""
 
 import dataclasses
+import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -123,11 +125,9 @@ def rows(
 
 def report(table: Iterable[tuple]) -> Iterator[str]:
     """The rows as lines for people, query by query."""
-    before = None
-    for query, rank, similarity, path, pid, camid, domain, decision in table:
-        if query != before:
-            yield query
-            before = query
-        named = (("pid", pid), ("camera", camid), ("domain", domain))
-        labels = ", ".join(f"{name} {value}" for name, value in named if value != "")
-        yield f"{rank:4}  {float(similarity):7.4f}  {decision:9}  {path}" + (f"  ({labels})" if labels else "")
+    for query, matches in itertools.groupby(table, key=operator.itemgetter(0)):
+        yield query
+        for _, rank, similarity, path, pid, camid, domain, decision in matches:
+            named = (("pid", pid), ("camera", camid), ("domain", domain))
+            labels = ", ".join(f"{name} {value}" for name, value in named if value != "")
+            yield f"{rank:4}  {float(similarity):7.4f}  {decision:9}  {path}" + (f"  ({labels})" if labels else "")
