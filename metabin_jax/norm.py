@@ -180,7 +180,8 @@ class SharedBatchInstanceNorm(Norm):
         bias_C = self.vector("bias", nn.initializers.zeros, channels)
         rho_C = self.variable("rho", "rho", jnp.ones, (channels,), jnp.float32).value
         bn_C, bn_shift_C = self.batch_branch(channels, batch)
-        return Affine(scale_C * rho_C * bn_C, scale_C * (1 - rho_C), scale_C * rho_C * bn_shift_C + bias_C)
+        shift_C = scale_C * rho_C * bn_shift_C + bias_C
+        return Affine(scale_C * rho_C * bn_C, scale_C * (1 - rho_C), shift_C)
 
 
 class BatchNorm(Norm):
