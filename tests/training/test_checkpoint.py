@@ -128,7 +128,7 @@ def test_variables_can_be_read_without_the_devices_of_the_training(tmp_path):
     with Checkpoints(tmp_path, scored=False) as checkpoints:
         checkpoints.save(jax.device_put(state(5), NamedSharding(mesh, PartitionSpec())))
     script = (
-        "import sys, jax, numpy as np; from metabin_jax.checkpoint import Checkpoints\n"
+        "import sys, jax, numpy as np; from metabin_jax.training.checkpoint import Checkpoints\n"
         "assert jax.device_count() == 1\n"
         "with Checkpoints(sys.argv[1], scored=False, create=False) as checkpoints:\n"
         "    variables = checkpoints.restore_variables(5)\n"
