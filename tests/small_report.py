@@ -40,7 +40,7 @@ def examined(records=RECORDS, angles=ANGLES, **settings):
 
 def domain_of(records, embed, splits, source="", **settings):
     settings |= {"listed": domain.LENGTH, "bins": domain.SCORE_BINS}
-    return domain.examine(records, evaluate_target(records[0].domain, records, embed, splits, source, **settings))
+    return domain.examine(evaluate_target(records[0].domain, records, embed, splits, source, **settings))
 
 
 def run_data(domains=(), **changes):
@@ -51,6 +51,6 @@ def run_data(domains=(), **changes):
         name="mine", config=settings(config), preset=settings(metabin()), starts=[], rows=[], step=3, source_mAP=None,
         layers=[],
         domains=list(domains), summaries=summarise([each.result for each in domains]) if domains else [],
-        image=lambda name, row: np.full((8, 4, 3), 4 * row, np.uint8),
+        image=lambda record: np.full((8, 4, 3), 4 * RECORDS.index(record) if record in RECORDS else 0, np.uint8),
     )  # fmt: skip
     return replace(run, **changes)

@@ -66,7 +66,7 @@ def main() -> None:
         num_batches = -(-args.images // BATCH_SIZE)
         calls: dict[str, Callable[[], object]] = {
             "decode": lambda: sum(1 for _ in read_batches(paths, size, BATCH_SIZE)),
-            "forward": lambda: list(embed_batches(model, variables, itertools.repeat(batch, num_batches))),
+            "forward": lambda: list(embed_batches(model, variables, itertools.repeat(batch, num_batches), BATCH_SIZE)),
             "pipeline": lambda: embed_images(encoder, listed),
         }
         embed_images(encoder, listed[:BATCH_SIZE])  # compiles

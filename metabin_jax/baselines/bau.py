@@ -127,4 +127,4 @@ class BalancedMetaBIN(_Balanced, MetaBIN):
 
 
 class BAU(_Balanced):
-    """BAU by itself: base updates alone."""
+    """BAU without meta-learning: base updates only."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from metabin_jax.runtime.errors import UserError, meant
+from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.text import meant
 
 
 class Once(argparse.Action):

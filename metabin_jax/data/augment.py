@@ -57,16 +57,9 @@ def jitter(image_NHWC: jax.Array, brightness: jax.Array, contrast: jax.Array, sa
 def augment(key: jax.Array, image_NHWC: jax.Array, pad: int) -> jax.Array:
     """Flips, shifts and normalises each image independently (Sec. 4.1, and all that the released configs do).
 
-    With probability 0.5 an image is mirrored left to right. Then it is padded by `pad` black pixels on every
-    side and cropped to its size at a uniformly random place.
-
-    Args:
-      key: a JAX random key.
-      image_NHWC: uint8 [N, H, W, 3].
-      pad: in pixels; static under jit.
-
-    Returns:
-      float32 [N, H, W, 3], normalised.
+    With probability 0.5 an image is mirrored left to right. Then it is padded by `pad` (static under jit) black pixels
+    on every side and cropped to its size at a uniformly random place.
+    Takes uint8 [N, H, W, 3] and returns float32 [N, H, W, 3].
     """
     n, height, width, _ = image_NHWC.shape
     flip_key, crop_key = jax.random.split(key)

@@ -3,7 +3,6 @@
 import hashlib
 import operator
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 
 from metabin_jax.data.records import Record
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.files import whole
 from metabin_jax.runtime.progress import Progress
 from metabin_jax.runtime.text import few
 
@@ -40,8 +40,7 @@ def load_images(
     """Decodes the records' images, or finds them decoded in cache_dir.
 
     Any mode that PIL reads (greyscale, RGBA, palette, ...) is converted to RGB and resized (bicubic) to `size`.
-    The name of the cache file depends on `size` and on the stamps of the images in the order of the records. The file
-    gets this name when it is complete.
+    The name of the cache file depends on `size` and on the stamps of the images in the order of the records.
 
     Args:
       records: n of them.
@@ -55,7 +54,7 @@ def load_images(
 
     Raises:
       FileNotFoundError: an image does not exist.
-      UserError: records is empty, or images cannot be decoded (names the first five).
+      UserError: images cannot be decoded (names the first five).
     """
     if not records:
         raise ValueError("There is no record to load images of.")
@@ -63,19 +62,13 @@ def load_images(
     key = hashlib.sha256(f"{FORMAT}, {height}x{width}".encode())
     for record in records:
         key.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
-    cache_dir = Path(cache_dir)
-    final = cache_dir / f"images-{height}x{width}-{key.hexdigest()}.npy"
+    final = Path(cache_dir) / f"images-{height}x{width}-{key.hexdigest()}.npy"
     if not final.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
-            try:
-                _decode_all(records, size, image_file, file)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, final)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with whole(final) as temporary, temporary.open("wb") as file:
+            _decode_all(records, size, image_file, file)
+            file.flush()
+            os.fsync(file.fileno())
     return np.load(final, mmap_mode="r")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from metabin_jax.data import cache, synthetic
 from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
+from metabin_jax.data.sets import prepared
 from metabin_jax.runtime.errors import UserError
 
 
@@ -24,46 +25,24 @@ class Source:
     images: Callable[[Sequence[Record], tuple[int, int], str], np.ndarray] = cache.load_images
 
 
-def _read_synthetic(path: str, domains: Sequence[str]) -> list[Record]:
-    return synthetic.list_records()
-
-
 def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
     return synthetic.generate(seed=0, domains=list(dict.fromkeys(record.domain for record in records)), size=size)[0]
 
 
-# `sets` is imported only when prepared sets are read: nothing else here needs it.
-def _read_prepared(path: str, domains: Sequence[str]) -> list[Record]:
-    from metabin_jax.data.sets import prepared
-
-    return prepared.read(path, domains)
-
-
-def _load_prepared(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
-    from metabin_jax.data.sets import prepared
-
-    return prepared.load_images(records, size, cache_dir)
-
-
 # config.data.source -> how it is read. Add an entry to train and evaluate on a kind of data set of your own.
 SOURCES = {
-    "synthetic": Source(_read_synthetic, _draw_synthetic),
+    "synthetic": Source(lambda path, domains: synthetic.list_records(), _draw_synthetic),
     "folder": Source(read_folder),
     "csv": Source(lambda path, domains: read_csv(path)),
-    "prepared": Source(_read_prepared, _load_prepared),
+    "prepared": Source(prepared.read, prepared.load_images),
 }
 
 
 def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
     """The records of `domains`, in this order, or of all domains; opens no image.
 
-    Args:
-      source: one of SOURCES.
-      path: the folder of domains, the CSV manifest, or the data_dir that `metabin prepare` wrote to.
-
-    Raises:
-      UserError: a domain is not in the data, or the files are wrong (as the reader says).
-      FileNotFoundError: as the reader says.
+    path: the folder of domains, the CSV manifest, or the data_dir that `metabin prepare` wrote to.
+    Raises UserError if a domain is not in the data, and what the reader of the source (one of SOURCES) raises.
     """
     records = SOURCES[source].read(path, domains)
     names = list(dict.fromkeys(record.domain for record in records))
@@ -74,10 +53,7 @@ def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
 
 
 def load_images(source: str, records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
-    """The images of `records` as `read` returns them, uint8 [n, H, W, 3] at size (height, width).
-
-    Raises UserError or FileNotFoundError as `cache.load_images` does.
-    """
+    """The images of `records` as `read` returns them: uint8 [n, H, W, 3]. Raises as `cache.load_images` does."""
     return SOURCES[source].images(records, size, cache_dir)
 
 
@@ -117,16 +93,13 @@ def training_set(
     cameras. Raises UserError if a source has nothing to train on, or too little to hold out.
     """
     records = [record for record in records if record.split in splits and not is_distractor(record)]
-    present = {record.domain for record in records}
     for source in sources:
-        if source not in present:
+        if source not in {record.domain for record in records}:
             raise UserError(
                 f"domain {source!r} has no image of split {' or '.join(splits)}: leave it out of the training"
             )
-    own_pid = np.array([record.pid for record in records])
-    camid = np.array([record.camid for record in records])
-    source_number = np.array([sources.index(record.domain) for record in records])
-
+    labels = [(record.pid, record.camid, sources.index(record.domain)) for record in records]
+    own_pid, camid, source_number = np.array(labels).T
     held_out = np.zeros(len(records), bool)
     if val_fraction:
         held_out = held_out_split(own_pid, camid, source_number, val_fraction, seed, sources)

@@ -1,4 +1,4 @@
-"""Draws one clothed pedestrian: who it is (Identity), what it does (Pose), and the picture of both (paint).
+"""Draws one clothed pedestrian: who it is (Identity), what it does (Pose), and the picture of both (Painter).
 
 FAMILY_SIZE people form a family of look-alikes: they share cut, pattern, hair style and kind of bag. Mostly the
 absolute colour and lightness of their clothes tell them apart. Instance normalisation removes the channel means and
@@ -102,19 +102,13 @@ def draw_pose(rng: np.random.Generator, yaw: float) -> Pose:
     return Pose(yaw + turn, stride, swing, lean, shift, drop, 1.0 + scale)
 
 
-def paint(image: Image.Image, person: Identity, pose: Pose, height: float, tilt: float) -> None:
-    """Paints a person into an RGB image.
+class Painter:
+    """Paints a person into an RGB image, in place.
 
-    Args:
-      image: the scene behind the person; changed in place.
-      height: of an average person, as a share of the image's height.
-      tilt: how far the camera looks down (0 to 0.5): larger heads, shorter legs.
+    image: the scene behind the person. height: of an average person, as a share of the image's height. tilt: how far
+    the camera looks down (0 to 0.5): larger heads, shorter legs.
+    Coordinates are in body heights: x from the body's axis, y from 0 (crown) to 1 (soles).
     """
-    _Painter(image, person, pose, height, tilt).paint()
-
-
-class _Painter:
-    """Coordinates in body heights: x from the body's axis, y from 0 (crown) to 1 (soles)."""
 
     def __init__(self, image: Image.Image, person: Identity, pose: Pose, height: float, tilt: float):
         self.draw = ImageDraw.Draw(image, "RGBA")

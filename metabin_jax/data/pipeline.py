@@ -67,10 +67,8 @@ def batches(
 ) -> Iterator[StepBatches]:
     """Yields the batches of steps start_step to stop_step - 1. They do not depend on where a run starts.
 
-    Args:
-      images: uint8 [n, H, W, 3], such as load_images returns.
-      pid, domain: int [n].
-      rows: step -> the indices of X_B and, with meta-learning, of X_S and X_T.
+    images: uint8 [n, H, W, 3]. pid, domain: int [n]. rows: step -> the indices of X_B and, with meta-learning, of X_S
+    and X_T.
     """
     pixels, buffers = np.asarray(images), Buffers()
 

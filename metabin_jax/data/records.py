@@ -14,7 +14,7 @@ SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "b
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
-MARKET_PATH = re.compile(rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}")  # below the domain
+MARKET_PATH = rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}"  # below the domain
 
 
 class Record(NamedTuple):
@@ -40,9 +40,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     pid 0 (see `is_distractor`) is kept. Hidden files and files of other types are ignored.
     Records come domain by domain, then in the order of the folders above, then sorted by file name.
 
-    Args:
-      root: the folder that holds one folder per domain.
-      domains: which domains to read, in this order; all of them, sorted by name, if empty.
+    domains: which domains to read, in this order; all of them, sorted by name, if empty.
 
     Raises:
       FileNotFoundError: root is not a folder, or a chosen domain is not in it.
@@ -59,8 +57,7 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
         )
     if not names:
         raise UserError(f"{root} holds no domain: give the images of each domain a sub-folder of their own.")
-    missing = [d for d in domains if d not in names]
-    if missing:
+    if missing := [domain for domain in domains if domain not in names]:
         raise FileNotFoundError(f"Domain {missing[0]!r} is not in {root}, which holds: {', '.join(names)}.")
     if len(set(domains)) < len(domains):
         raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
@@ -107,7 +104,7 @@ def images(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str) -> list[tuple[Path, re.Match]]:
+def match_names(root: Path, folders: Iterable[str], name: str, form: str) -> list[tuple[Path, re.Match]]:
     """Every image in those `folders` below root that exist, with the match of its path below root (written with "/").
 
     Sorted by file name within a folder. form: describes a right name, for the error.
@@ -115,7 +112,7 @@ def match_names(root: Path, folders: Iterable[str], name: re.Pattern, form: str)
     """
     here = [root / folder for folder in folders if (root / folder).is_dir()]
     paths = [path for folder in here for path in sorted(images(folder), key=lambda p: p.name)]
-    matches = [(path, name.match(path.relative_to(root).as_posix())) for path in paths]
+    matches = [(path, re.match(name, path.relative_to(root).as_posix())) for path in paths]
     if wrong := [path for path, match in matches if match is None]:
         raise name_error(wrong, form)
     return [(path, match) for path, match in matches if match]
@@ -131,7 +128,7 @@ def name_error(wrong: Sequence[Path], form: str) -> UserError:
 
 
 def read_domain(folder: Path, domain: str) -> list[Record]:
-    """The records of one domain, as `read_folder` reads them. Raises UserError as `read_folder` does."""
+    """The records of one domain. Reads and raises as `read_folder` does."""
     form = "<pid>_c<camera> as in 0002_c1s1_000451.jpg"
     records = [
         Record(str(path), int(match[2]), int(match[3]), domain, SPLIT_FOLDERS[match[1] or "."])
@@ -166,9 +163,8 @@ def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> It
                 if None in row or None in row.values():
                     raise UserError(f"{where}: the number of cells differs from the header's.")
                 row = {column: cell.strip() for column, cell in row.items()}
-                for column in required:
-                    if not row[column]:
-                        raise UserError(f"{where}, column {column}: the cell is empty.")
+                if empty := [column for column in required if not row[column]]:
+                    raise UserError(f"{where}, column {empty[0]}: the cell is empty.")
                 if row.get("camid") and not row["camid"].isdecimal():
                     raise UserError(f"{where}, column camid: {row['camid']!r} is not a whole number.")
                 yield where, row

@@ -1,5 +1,6 @@
 """The whole set in the memory of the device: a dispatch takes the rows of several steps, and the device gathers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -51,9 +52,8 @@ def cut(start: int, stop: int, steps_per_dispatch: int, steps_per_epoch: int) ->
 
 
 def check_fits(num_images: int, size: tuple[int, int], device: Any) -> None:
-    """Raises ValueError if images of `size` (height, width) exceed what the device says it may use."""
-    height, width = size
-    needed = num_images * height * width * 3
+    """Raises UserError if images of `size` (height, width) exceed what the device says it may use."""
+    needed = num_images * math.prod(size) * 3
     limit = (device.memory_stats() or {}).get("bytes_limit")  # a CPU says nothing
     if limit is not None and needed > limit:
         raise UserError(

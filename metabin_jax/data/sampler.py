@@ -2,11 +2,6 @@
 
 Every draw depends on the seed and the step (or the epoch) only, so a run resumes from one integer.
 
-The base batch has one form per preset:
-  DomainSampler  `paper`: the same number of identities from every domain, drawn independently at every step.
-  EpochSampler   `official`: identities of any domain, without replacement over an epoch.
-MetaSampler draws the meta batches: the same number of identities from every domain, and a random split of the domains.
-
 All take pid, int [n], numbered over all sources, and domain, int [n], 0..K-1. A pid of -1 marks an image that no batch
 may hold, such as one held out. All return int64 indices into these arrays, identity after identity.
 """
@@ -41,11 +36,11 @@ class Identities:
 class DomainSampler:
     """Batches of ids_per_domain x images_per_id from every domain: the base batch of the `paper` preset.
 
-    The paper (Sec. 4.1) takes 16 images of each of 5 domains. An identity with fewer than images_per_id images repeats
-    them in turn. A person in two domains (two cameras of a single source) is an identity in each.
+    The paper (Sec. 4.1) takes 16 images of each of 5 domains. Every step draws afresh. An identity with fewer than
+    images_per_id images repeats them in turn. A person in two domains (two cameras of a source) is an identity in each.
 
     steps_per_epoch: the number of images, padded per identity to a multiple of images_per_id, over the batch size.
-    Raises UserError if a domain has fewer than ids_per_domain identities.
+    Raises UserError, with the domain's name, if a domain has fewer than ids_per_domain identities.
     """
 
     def __init__(
@@ -55,7 +50,7 @@ class DomainSampler:
         ids_per_domain: int,
         images_per_id: int,
         seed: int,
-        domain_names: Sequence[str] = (),
+        names: Sequence = (),
     ):
         self.seed = seed
         self.num_domains = int(domain.max()) + 1
@@ -66,11 +61,11 @@ class DomainSampler:
         for d, ids in enumerate(self._ids_of_domain):
             if len(ids) < ids_per_domain:
                 raise UserError(
-                    f"Domain {_name(d, domain_names)} has {len(ids)} identities to train on, but a batch"
+                    f"Domain {names[d] if names else d} has {len(ids)} identities to train on, but a batch"
                     f" takes {ids_per_domain} of each domain: leave it out or lower ids_per_domain."
                 )
-        num_groups = self._identities.num_groups(images_per_id).sum()
-        self.steps_per_epoch = max(1, int(num_groups) // (self.num_domains * ids_per_domain))
+        num_groups = int(self._identities.num_groups(images_per_id).sum())
+        self.steps_per_epoch = max(1, num_groups // (self.num_domains * ids_per_domain))
 
     def base(self, step: int) -> np.ndarray:
         """Returns int64 [K * ids_per_domain * images_per_id], domain after domain."""
@@ -80,23 +75,18 @@ class DomainSampler:
         """Returns int64 [K, ids_per_domain * images_per_id]; streams are independent of each other."""
         ids_per_domain, images_per_id = self._shape
         rng = np.random.default_rng([self.seed, stream, step])
-        identity_KP = np.stack(
-            [ids[rng.choice(len(ids), ids_per_domain, replace=False)] for ids in self._ids_of_domain]
-        )
-        count = self._identities.count
+        drawn = [ids[rng.choice(len(ids), ids_per_domain, replace=False)] for ids in self._ids_of_domain]
+        identity = np.concatenate(drawn)
         within = [
-            np.resize(rng.choice(count[m], min(count[m], images_per_id), replace=False), images_per_id)
-            for m in identity_KP.flat
+            np.resize(rng.choice(count, min(count, images_per_id), replace=False), images_per_id)
+            for count in self._identities.count[identity]
         ]
-        first = self._identities.first[identity_KP.ravel(), None]
+        first = self._identities.first[identity, None]
         return self._identities.image[first + np.stack(within)].reshape(self.num_domains, -1)
 
 
 class MetaSampler:
-    """Meta batches of both presets (Algorithm 1): a draw from every domain, and a random split of the domains.
-
-    Raises UserError if num_meta_train is not in 1..K-1.
-    """
+    """Meta batches of both presets (Algorithm 1): a draw from every domain, and a random split of the domains."""
 
     def __init__(self, sampler: DomainSampler, num_meta_train: int):
         num_domains = sampler.num_domains
@@ -104,11 +94,9 @@ class MetaSampler:
             raise ValueError("There is one source domain, but meta-learning splits the domains: give two or more.")
         if not 1 <= num_meta_train < num_domains:
             raise ValueError(
-                f"num_meta_train is {num_meta_train}, but the {num_domains} domains are split into meta-train"
-                f" and meta-test, at least one each: choose from 1 to {num_domains - 1}."
+                f"num_meta_train is {num_meta_train}, out of {num_domains} domains: choose from 1 to {num_domains - 1}."
             )
-        self._sampler = sampler
-        self.num_meta_train = num_meta_train
+        self._sampler, self.num_meta_train = sampler, num_meta_train
 
     def meta(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns meta-train int64 [num_meta_train * B] and meta-test int64 [(K - num_meta_train) * B].
@@ -122,7 +110,7 @@ class MetaSampler:
 
 
 class EpochSampler:
-    """Base batches of the `official` preset: ids_per_batch x images_per_id from any domain.
+    """Base batches of the `official` preset: ids_per_batch x images_per_id from any domain, without replacement.
 
     An epoch starts with a pool: the images of every identity are shuffled, padded to a multiple of images_per_id
     (each image once before any repeats) and cut into groups. A step takes one group of each of ids_per_batch
@@ -134,11 +122,8 @@ class EpochSampler:
     """
 
     def __init__(self, pid: np.ndarray, ids_per_batch: int, images_per_id: int, seed: int):
-        self._identities = Identities(pid)
-        self._shape = (ids_per_batch, images_per_id)
-        self._seed = seed
-        num_ids = len(self._identities.count)
-        if num_ids < ids_per_batch:
+        self._identities, self._shape, self._seed = Identities(pid), (ids_per_batch, images_per_id), seed
+        if (num_ids := len(self._identities.count)) < ids_per_batch:
             raise UserError(
                 f"There are {num_ids} identities to train on, but a batch takes {ids_per_batch}:"
                 " lower ids_per_batch or add data."
@@ -185,27 +170,15 @@ class EpochSampler:
 
 
 def held_out_split(
-    pid: np.ndarray,
-    camid: np.ndarray,
-    domain: np.ndarray,
-    fraction: float,
-    seed: int,
-    domain_names: Sequence[str] = (),
+    pid: np.ndarray, camid: np.ndarray, domain: np.ndarray, fraction: float, seed: int, names: Sequence[str] = ()
 ) -> np.ndarray:
-    """Holds out whole identities of every domain, to validate on the sources.
+    """Holds out whole identities of every domain, to validate on the sources: bool [n], True for their images.
 
     In each domain, a `fraction` of the identities (rounded, at least two) is drawn from those with two or more images.
-    Identities with two or more cameras come first, as the others have no match across cameras.
+    Identities with two or more cameras come first, as the others have no match across cameras. pid, camid and domain
+    are int [n]; here pid is unique within its domain only.
 
-    Args:
-      pid, camid, domain: int [n]; pid is unique within its domain only.
-      fraction: between 0 and 1.
-
-    Returns:
-      bool [n], True for the images of held-out identities.
-
-    Raises:
-      UserError: fraction is out of range, or a domain has fewer than two identities with two images.
+    Raises UserError if a domain has fewer than two identities with two images.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"The held-out fraction is {fraction}; it must lie between 0 and 1.")
@@ -218,14 +191,10 @@ def held_out_split(
         eligible = rng.permutation(np.flatnonzero(num_images >= 2))
         if len(eligible) < 2:
             raise UserError(
-                f"Domain {_name(d, domain_names)} has {len(eligible)} identities with two or more images, but"
+                f"Domain {names[d] if names else d} has {len(eligible)} identities with two or more images, but"
                 " two must be held out: hold nothing out or leave the domain out."
             )
         two_cameras_first = eligible[np.argsort(num_cameras[eligible] < 2, kind="stable")]
         chosen = ids[two_cameras_first[: max(2, round(fraction * len(ids)))]]
         held_out |= (domain == d) & np.isin(pid, chosen)
     return held_out
-
-
-def _name(domain: int, domain_names: Sequence[str]) -> str:
-    return domain_names[domain] if domain_names else str(domain)

@@ -6,7 +6,7 @@ unseen target: more extreme than all others in cast, gamma, blur, resolution and
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -19,12 +19,11 @@ SCENE_WIDTHS = 6  # a camera's scene is this many images wide, and each image sh
 MIN_SIZE = (16, 8)
 
 
-@dataclass(frozen=True)
-class Camera:
+class Camera(NamedTuple):
     """A network of cameras: value = offset + contrast * gain * light ** gamma per channel, all in [0, 1]."""
 
     yaws: tuple[float, ...]  # one per camera: the direction that people face, in radians, 0 = towards the camera
-    gain: tuple[float, float, float]
+    gain: tuple[float, ...]
     offset: float
     contrast: float
     gamma: float
@@ -32,7 +31,7 @@ class Camera:
     resolution: float  # of the sensor, per side, relative to the image
     noise: float  # standard deviation
     height: float  # of a person / of the image
-    tilt: float  # how far the camera looks down, see pedestrian.paint
+    tilt: float  # how far the camera looks down, see pedestrian.Painter
     wall: tuple[pedestrian.Colour, ...]
     floor: pedestrian.Colour
     motif: tuple[str, float, float]  # things before the wall: shape, largest width and height in image heights
@@ -102,18 +101,13 @@ def generate(
     """Draws the set. An image depends on (seed, domain, pid, its number, size) only.
 
     Args:
-      seed: whole number >= 0.
       domains: which of DOMAIN_NAMES, in this order.
-      ids_per_domain: identities of each domain; every identity is in one domain.
       images_per_id: images of each identity, taken by the domain's cameras in turn.
       size: (height, width) in pixels, at least MIN_SIZE; people look right at 2 : 1.
 
     Returns:
       Images, uint8 [n, height, width, 3] in RGB, and their n Records: pid 0, 1, ...; camid 1, 2, ...; split
       "all". A path such as "synthetic/plaza/0007_c1_03" (pid, camid, number) is a name only: there is no such file.
-
-    Raises:
-      UserError: an argument is out of range.
     """
     _check(seed, domains, ids_per_domain, images_per_id, size)
     drawn = [image for name in domains for image in _domain(seed, name, ids_per_domain, images_per_id, size)]
@@ -151,13 +145,12 @@ def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[in
         for index in range(images_per_id):
             k, image_rng = index % len(cameras), rng(4, pid, index)
             pose = pedestrian.draw_pose(image_rng, network.yaws[k])
-            yield _photograph(person, pose, cameras[k], scenes[k], image_rng, size)
+            yield _photograph(person, pose, cameras[k], scenes[k], image_rng)
 
 
 def _camera(network: Camera, rng: np.random.Generator) -> Camera:
     """One camera: its network with slightly different values."""
-    return replace(
-        network,
+    return network._replace(
         gain=tuple(np.multiply(network.gain, rng.normal(1.0, 0.025, 3))),
         offset=network.offset + rng.normal(0.0, 0.015),
         gamma=network.gamma * rng.normal(1.0, 0.04),
@@ -190,17 +183,12 @@ def _scene(camera: Camera, rng: np.random.Generator, size: tuple[int, int]) -> I
 
 
 def _photograph(
-    person: pedestrian.Identity,
-    pose: pedestrian.Pose,
-    camera: Camera,
-    scene: Image.Image,
-    rng: np.random.Generator,
-    size: tuple[int, int],
+    person: pedestrian.Identity, pose: pedestrian.Pose, camera: Camera, scene: Image.Image, rng: np.random.Generator
 ) -> np.ndarray:
-    height, width = size
+    height, width = scene.height // SUPERSAMPLING, scene.width // (SUPERSAMPLING * SCENE_WIDTHS)
     left = round((scene.width - SUPERSAMPLING * width) * rng.random())
     image = scene.crop((left, 0, left + SUPERSAMPLING * width, scene.height))
-    pedestrian.paint(image, person, pose, camera.height, camera.tilt)
+    pedestrian.Painter(image, person, pose, camera.height, camera.tilt).paint()
     _occlude(image, camera, rng)
     image = image.reduce(SUPERSAMPLING).filter(ImageFilter.GaussianBlur(camera.blur * height / 64))
     sensor = round(camera.resolution * width), round(camera.resolution * height)

@@ -6,7 +6,7 @@ It works on records, features and numbers. Nothing here knows a config or how a 
 from metabin_jax.evaluation.distances import distance
 from metabin_jax.evaluation.embedding import embed
 from metabin_jax.evaluation.metrics import RetrievalMetrics, rank_metrics, retrieval_metrics
-from metabin_jax.evaluation.protocol import QueryGallery, query_gallery, ranking_metrics
+from metabin_jax.evaluation.protocol import QueryGallery, query_gallery
 from metabin_jax.evaluation.reranking import query_expansion, rerank
 from metabin_jax.evaluation.thresholds import Verification, verification
 
@@ -19,7 +19,6 @@ __all__ = [
     "query_expansion",
     "query_gallery",
     "rank_metrics",
-    "ranking_metrics",
     "rerank",
     "retrieval_metrics",
     "verification",

@@ -5,7 +5,7 @@ there. Each device has its part of the queries.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ _BLOCK_ELEMENTS = 64_000_000
 # Gallery rows of a tile.
 _CHUNK_ROWS = 8192
 
-Blocks = Iterator[tuple[slice, NDArray]]  # rows of the queries, and their distances [B, G] to the gallery
+Blocks = Iterable[tuple[slice, NDArray]]  # rows of the queries, and their distances [B, G] to the gallery
 
 
 def distance(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosine") -> NDArray:
@@ -41,24 +41,15 @@ def distance_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosin
 
     Each block overwrites the one before.
     """
-    buffer_BG = np.empty((_block_rows(len(query_QD), len(gallery_GD)), len(gallery_GD)), _dtype(query_QD, gallery_GD))
-    for rows in query_blocks(len(query_QD), len(gallery_GD)):
-        distance_BG = buffer_BG[: rows.stop - rows.start]
-        for columns, tile_BC in _tiles(query_QD, rows, gallery_GD, metric):
+    dtype, num_query, num_gallery = _dtype(query_QD, gallery_GD), len(query_QD), len(gallery_GD)
+    size = _balanced(num_query, max(1, _BLOCK_ELEMENTS // max(num_gallery, 1)))
+    buffer_BG = np.empty((size, num_gallery), dtype)
+    for start in range(0, num_query, size):
+        rows = slice(start, min(start + size, num_query))
+        distance_BG = buffer_BG[: rows.stop - start]
+        for columns, tile_BC in _tiles(query_QD[rows], size, gallery_GD, metric, dtype):
             distance_BG[:, columns] = np.asarray(tile_BC)[: len(distance_BG), : columns.stop - columns.start]
         yield rows, distance_BG
-
-
-def matrix_blocks(distance_QG: NDArray) -> Blocks:
-    """Distances that are in memory already, in the same blocks."""
-    return ((rows, distance_QG[rows]) for rows in query_blocks(*distance_QG.shape))
-
-
-def query_blocks(num_query: int, num_gallery: int) -> Iterator[slice]:
-    """The rows of each block."""
-    size = _block_rows(num_query, num_gallery)
-    for start in range(0, num_query, size):
-        yield slice(start, min(start + size, num_query))
 
 
 def unit_length(feature_ND: NDArray) -> NDArray:
@@ -87,20 +78,19 @@ def _product(query_BD: jax.Array, gallery_CD: jax.Array) -> jax.Array:
     return jax.lax.dot_general(query_BD, gallery_CD, (((1,), (1,)), ((), ())), precision="highest")
 
 
-def _tiles(query_QD: NDArray, rows: slice, gallery_GD: NDArray, metric: str) -> Iterator[tuple[slice, jax.Array]]:
-    """Columns, and the distances [B, C] of these rows to them, both filled up with zero features to one shape."""
+def _tiles(
+    query_QD: NDArray, num_rows: int, gallery_GD: NDArray, metric: str, dtype: np.dtype
+) -> Iterator[tuple[slice, jax.Array]]:
+    """Columns, and the distances [B, C] of the queries to them, both filled up with zero features to one shape."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
-    dtype = _dtype(query_QD, gallery_GD)
-    num_query, num_gallery = len(query_QD), len(gallery_GD)
     placement = Placement.over(jax.local_devices())
-    num_rows = placement.filled(_block_rows(num_query, num_gallery))
     with jax.enable_x64(dtype == np.float64):
-        query_BD = jax.device_put(_filled(query_QD[rows], num_rows, dtype), placement.by_rows)
-    size = _balanced(num_gallery, _CHUNK_ROWS)
+        query_BD = jax.device_put(_filled(query_QD, placement.filled(num_rows), dtype), placement.by_rows)
+    size = _balanced(len(gallery_GD), _CHUNK_ROWS)
     before = query_BD
-    for start in range(0, num_gallery, size):
-        columns = slice(start, min(start + size, num_gallery))
+    for start in range(0, len(gallery_GD), size):
+        columns = slice(start, min(start + size, len(gallery_GD)))
         with jax.enable_x64(dtype == np.float64):
             gallery_CD = jax.device_put(_filled(gallery_GD[columns], size, dtype), placement.whole)
             tile_BC = distance_tile(query_BD, gallery_CD, metric)
@@ -110,19 +100,12 @@ def _tiles(query_QD: NDArray, rows: slice, gallery_GD: NDArray, metric: str) -> 
 
 
 def _filled(feature_ND: NDArray, size: int, dtype: np.dtype) -> NDArray:
-    if len(feature_ND) == size:
-        return feature_ND.astype(dtype, copy=False)
-    filled_ND = np.zeros((size, feature_ND.shape[1]), dtype)
-    filled_ND[: len(feature_ND)] = feature_ND
-    return filled_ND
+    feature_ND, missing = feature_ND.astype(dtype, copy=False), size - len(feature_ND)
+    return np.pad(feature_ND, ((0, missing), (0, 0))) if missing else feature_ND
 
 
 def _dtype(query_QD: NDArray, gallery_GD: NDArray) -> np.dtype:
     return np.result_type(query_QD, gallery_GD, np.float32)
-
-
-def _block_rows(num_query: int, num_gallery: int) -> int:
-    return _balanced(num_query, max(1, _BLOCK_ELEMENTS // max(num_gallery, 1)))
 
 
 def _balanced(total: int, most: int) -> int:

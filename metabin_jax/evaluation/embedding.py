@@ -31,9 +31,6 @@ def embed(
 ) -> NDArray[np.float32]:
     """Embeddings [n, D] (the feature after BNNeck, what retrieval uses) in evaluation mode.
 
-    Every batch has `batch_size` images, the last one padded with zeros, so that one trace per model and image
-    size serves any number of images.
-
     Args:
       model: as `metabin_jax.models.create` returns it.
       variables: its variables.
@@ -53,30 +50,24 @@ def embed(
     rows = np.arange(len(image_NHWC)) if rows is None else rows
     if len(rows) == 0:
         raise ValueError("there are no images to embed.")
-
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(rows), batch_size):
-            batch_NHWC = np.zeros((batch_size, *image_NHWC.shape[1:]), np.uint8)
-            chosen = rows[start : start + batch_size]
-            batch_NHWC[: len(chosen)] = image_NHWC[chosen]
-            yield batch_NHWC
-
-    return np.concatenate(list(embed_batches(model, variables, batches())))[: len(rows)]
+    batches = (image_NHWC[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+    return np.concatenate(list(embed_batches(model, variables, batches, batch_size)))
 
 
 def embed_batches(
-    model: nn.Module, variables: dict, batches: Iterable[NDArray[np.uint8]]
+    model: nn.Module, variables: dict, batches: Iterable[NDArray[np.uint8]], batch_size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Embeddings [N, D] of one batch uint8 [N, H, W, 3] after the other, all of one shape.
+    """Embeddings [N, D] of one batch uint8 [N, H, W, 3] after the other, each of `batch_size` images or fewer.
 
-    A batch is filled up with zeros and cut over all devices; several processes give the same batches and get the same
-    embeddings. Two batches are in flight: the device never waits for the host, nor does the host run far ahead.
+    A batch is filled up with zeros, so that one trace per model and image size serves them all, and cut over all
+    devices; several processes give the same batches and get the same embeddings. Two batches are in flight: the device
+    never waits for the host, nor does the host run far ahead.
     """
     placement = Placement.over(jax.devices())
     variables = jax.device_put(variables, placement.whole)
     before, num_images = None, 0
     for batch_NHWC in batches:
-        missing = placement.filled(len(batch_NHWC)) - len(batch_NHWC)
+        missing = placement.filled(batch_size) - len(batch_NHWC)
         filling = [(0, missing), (0, 0), (0, 0), (0, 0)]
         batch_MHWC = np.pad(batch_NHWC, filling) if missing else batch_NHWC  # np.pad copies even where it adds nothing
         started = _embed_batch(model, placement, variables, placement.put(placement.own(batch_MHWC)))

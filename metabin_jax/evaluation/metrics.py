@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
-from metabin_jax.evaluation.inputs import Labels, check_features
+from metabin_jax.evaluation.distances import distance_blocks
+from metabin_jax.evaluation.inputs import check_features, check_labels
 from metabin_jax.evaluation.ranking import Ranking, rank
 
 
@@ -66,8 +66,8 @@ def rank_metrics(
     distance_QG = np.asarray(distance_QG)
     if distance_QG.ndim != 2:
         raise ValueError(f"distance_QG must have the shape [queries, gallery], not {list(distance_QG.shape)}.")
-    labels = Labels.check((query_pid, gallery_pid, query_camid, gallery_camid), *distance_QG.shape)
-    return metrics_of(rank(matrix_blocks(distance_QG), labels), ranks)
+    labels = check_labels((query_pid, gallery_pid, query_camid, gallery_camid), *distance_QG.shape)
+    return metrics_of(rank([(slice(0, len(distance_QG)), distance_QG)], labels), ranks)
 
 
 def retrieval_metrics(
@@ -91,7 +91,7 @@ def retrieval_metrics(
       ValueError: as `rank_metrics`; unknown metric; a feature is not finite.
     """
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    labels = Labels.check((query_pid, gallery_pid, query_camid, gallery_camid), len(query_QD), len(gallery_GD))
+    labels = check_labels((query_pid, gallery_pid, query_camid, gallery_camid), len(query_QD), len(gallery_GD))
     return metrics_of(rank(distance_blocks(query_QD, gallery_GD, metric), labels), ranks)
 
 
@@ -99,16 +99,16 @@ def metrics_of(ranking: Ranking, ranks: Sequence[int] = (1, 5, 10)) -> Retrieval
     """The metrics of a ranking that was given labels. Raises ValueError for a rank below 1."""
     if any(k < 1 for k in ranks):
         raise ValueError(f"ranks must be at least 1, not {list(ranks)}.")
-    query_M, rank_M = ranking.query_M, ranking.rank_M
-    count_Q = np.bincount(query_M, minlength=ranking.num_query)
+    query_M, rank_M, num_query = ranking.query_M, ranking.rank_M, len(ranking.nearest_QK)
+    count_Q = np.bincount(query_M, minlength=num_query)
     valid_Q = count_Q > 0
     last_M = np.cumsum(count_Q)[valid_Q] - 1
     first_M = last_M + 1 - count_Q[valid_Q]
     matches_so_far_M = np.arange(1, len(query_M) + 1) - np.repeat(first_M, count_Q[valid_Q])
 
-    first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, ranking.num_query), np.nan)
+    first_Q, average_precision_Q, inverse_penalty_Q = np.full((3, num_query), np.nan)
     first_Q[valid_Q] = rank_M[first_M]
-    precision_sum_Q = np.bincount(query_M, weights=matches_so_far_M / rank_M, minlength=ranking.num_query)
+    precision_sum_Q = np.bincount(query_M, weights=matches_so_far_M / rank_M, minlength=num_query)
     average_precision_Q[valid_Q] = precision_sum_Q[valid_Q] / count_Q[valid_Q]
     inverse_penalty_Q[valid_Q] = count_Q[valid_Q] / rank_M[last_M]
 

@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.catalogue import SINGLE_SHOT
 from metabin_jax.data.sets.splits import single_shot_splits
-from metabin_jax.evaluation import reranking
-from metabin_jax.evaluation.distances import distance_blocks, matrix_blocks
-from metabin_jax.evaluation.inputs import Labels, check_features
-from metabin_jax.evaluation.metrics import RetrievalMetrics, metrics_of
-from metabin_jax.evaluation.ranking import Ranking, most_shared, rank
+from metabin_jax.evaluation.inputs import Labels
 from metabin_jax.runtime.errors import UserError
 
 CameraPolicy = Literal["cross-camera", "ignore"]
@@ -31,9 +27,9 @@ class QueryGallery(NamedTuple):
     gallery_camid: NDArray[np.int64]
 
     @property
-    def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def labels(self) -> Labels:
         """What `retrieval_metrics` and `verification` take after the features."""
-        return self.query_pid, self.gallery_pid, self.query_camid, self.gallery_camid
+        return Labels(*self[2:])
 
 
 def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camera") -> QueryGallery:
@@ -57,21 +53,14 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
         raise ValueError(f"one domain is evaluated at a time, but the records hold {domains or 'none'}.")
 
     split = np.array([record.split for record in records])
-    pid = np.array([record.pid for record in records], np.int64)
-    if policy == "ignore":
-        number: dict[str, int] = {}
-        camid = np.array([number.setdefault(record.path, len(number)) for record in records], np.int64)
-    else:
-        camid = np.array([record.camid for record in records], np.int64)
-
     in_query, in_gallery = split == "query", split == "gallery"
     if not in_query.any() and not in_gallery.any():
         in_query = in_gallery = (split != "train") | (split == "train").all()
-    query_row, gallery_row = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
-    for name, row in (("query", query_row), ("gallery", gallery_row)):
+    rows = np.flatnonzero(in_query), np.flatnonzero(in_gallery)
+    for name, row in zip(("query", "gallery"), rows, strict=True):
         if row.size == 0:
             raise UserError(f"domain {domains[0]!r} has no {name} image: mark some, or mark none at all.")
-    return _labelled(pid, camid, query_row, gallery_row)
+    return _labelled(records, rows, policy)
 
 
 def target_splits(
@@ -82,58 +71,17 @@ def target_splits(
     Raises as these do, and UserError if a file is given for a set with one split.
     """
     if target in SINGLE_SHOT:
-        pid, camid = (np.array([getattr(record, name) for record in records], np.int64) for name in ("pid", "camid"))
-        return [_labelled(pid, camid, *rows) for rows in single_shot_splits(target, records, file)]
+        return [_labelled(records, rows) for rows in single_shot_splits(target, records, file)]
     if file is not None:
         raise UserError(f"{file}: {target} has one split, its own query and gallery images; give no file for it.")
     return [query_gallery(records, policy)]
 
 
-def _labelled(pid: NDArray, camid: NDArray, query_row: NDArray, gallery_row: NDArray) -> QueryGallery:
-    return QueryGallery(query_row, gallery_row, pid[query_row], pid[gallery_row], camid[query_row], camid[gallery_row])
-
-
-def ranking(
-    query_QD: NDArray,
-    gallery_GD: NDArray,
-    split: QueryGallery,
-    metric: str = "cosine",
-    rerank: bool = False,
-    query_expansion: int = 0,
-    listed: int = 0,
-) -> Ranking:
-    """Ranks a split, after the steps that a user asks for.
-
-    Args:
-      rerank: rank by the distances of `reranking.rerank`, which are all [Q, G] in memory at once.
-      query_expansion: the k of `reranking.query_expansion`, which comes before the ranking or re-ranking; 0 for none.
-      listed: how many images that count the nearest of each query must hold; more are kept, for images that do not.
-
-    Raises:
-      ValueError: as those; a metric other than cosine with re-ranking or query expansion, which know only directions.
-    """
-    if (rerank or query_expansion) and metric != "cosine":
-        raise ValueError(f"re-ranking and query expansion need the metric cosine, not {metric!r}.")
-    query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    labels = Labels.check(split.labels, len(query_QD), len(gallery_GD))
-    if query_expansion:
-        query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
-    if rerank:
-        blocks = matrix_blocks(reranking.rerank(query_QD, gallery_GD))
-    else:
-        blocks = distance_blocks(query_QD, gallery_GD, metric)
-    nearest = listed and listed + most_shared(split.query_pid, split.gallery_pid)
-    return rank(blocks, labels, nearest)
-
-
-def ranking_metrics(
-    query_QD: NDArray,
-    gallery_GD: NDArray,
-    split: QueryGallery,
-    metric: str = "cosine",
-    ranks: Sequence[int] = (1, 5, 10),
-    rerank: bool = False,
-    query_expansion: int = 0,
-) -> RetrievalMetrics:
-    """`retrieval_metrics` of a split, with the steps and errors of `ranking`."""
-    return metrics_of(ranking(query_QD, gallery_GD, split, metric, rerank, query_expansion), ranks)
+def _labelled(
+    records: Sequence[Record], rows: tuple[NDArray, NDArray], policy: CameraPolicy = "cross-camera"
+) -> QueryGallery:
+    pid, camid = np.array([(record.pid, record.camid) for record in records], np.int64).T
+    if policy == "ignore":
+        number = {path: number for number, path in enumerate(dict.fromkeys(record.path for record in records))}
+        camid = np.array([number[record.path] for record in records], np.int64)
+    return QueryGallery(*rows, *(label[row] for label in (pid, camid) for row in rows))

@@ -1,5 +1,6 @@
 """One ranking of a gallery for every query: what metrics, re-ranking, search and ranked lists read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,12 @@ class Ranking:
       distance_QK: their distances.
       query_M, rank_M: int32 [M], the matches of all queries, query by query in ranked order, and the rank of each, from
         1, in its query's list. The images of a query's identity from its own camera are not in that list.
-      num_query: Q.
     """
 
     nearest_QK: NDArray[np.int64]
     distance_QK: NDArray
     query_M: NDArray[np.int32]
     rank_M: NDArray[np.int32]
-    num_query: int
 
 
 def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Ranking:
@@ -43,12 +42,15 @@ def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Rank
       ValueError: a distance is NaN.
     """
     nearest_columns, nearest_distances, ranks, num_query = [], [], [], 0
+    same_pid = images_of(labels.query_pid, labels.gallery_pid) if labels else iter(())
     for rows, distance_BG in blocks:
         for query, distance_G in enumerate(distance_BG, rows.start):
             if np.isnan(distance_G).any():
                 raise ValueError(f"distance_QG holds NaN for query {query}: check the features.")
-            if labels is not None:
-                ranks.append(_match_ranks(distance_G, *labels.same_identity(query)))
+            if labels:
+                column_S = next(same_pid)
+                is_match_S = labels.gallery_camid[column_S] != labels.query_camid[query]
+                ranks.append(_match_ranks(distance_G, column_S, is_match_S))
             if nearest:
                 nearest_columns.append(_nearest(distance_G, nearest))
                 nearest_distances.append(distance_G[nearest_columns[-1]])
@@ -58,8 +60,14 @@ def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Rank
         np.stack(nearest_distances) if nearest_distances else np.empty((num_query, 0)),
         np.repeat(np.arange(len(ranks), dtype=np.int32), [len(rank_M) for rank_M in ranks]),
         np.concatenate([np.empty(0, np.int32), *ranks]),
-        num_query,
     )
+
+
+def images_of(query_pid: NDArray, gallery_pid: NDArray) -> Iterator[NDArray[np.int64]]:
+    """For each query, the gallery images of its identity, in the gallery's order."""
+    order_G = np.argsort(gallery_pid, kind="stable")
+    first_Q, last_Q = (np.searchsorted(gallery_pid[order_G], query_pid, side) for side in ("left", "right"))
+    return (order_G[first:last] for first, last in zip(first_Q, last_Q, strict=True))
 
 
 def most_shared(query_Q: NDArray, gallery_G: NDArray) -> int:

@@ -30,8 +30,8 @@ def rerank(
         d_J(q, g) = 1 - sum_j min(V(q, j), V(g, j)) / sum_j max(V(q, j), V(g, j))
         result   = (1 - lambda_value) d_J + lambda_value d(q, g)
 
-    Published numbers rest on the authors' code, so two things are as there and not as in the paper's text: the
-    division by the sum, and MORE than two thirds (the text: or equal). Beyond the result it holds a copy of the
+    Published numbers come from the authors' code, which differs from the paper's text in two things. Both are as in the
+    code here: the division by the sum, and MORE than two thirds (the text: or equal). Beyond the result it holds a copy of the
     features, a block of distances, and the k1 neighbours and non-zero weights of each image.
 
     Args:

@@ -53,34 +53,21 @@ def summarise(results: Sequence[TargetResult]) -> list[Summary]:
     targets = [result.target for result in results]
     if not targets or len(set(targets)) < len(targets):
         raise ValueError(f"give the results of one or more targets, each once, not {targets}.")
-    mean_TSM = [np.array([_means(metrics) for metrics in result.metrics]) for result in results]
-    draws_TBM = np.stack([resampled(result) for result in results])
-    summaries = [
-        Summary(
-            result.target,
-            result.split_source,
-            len(result.metrics),
-            sum(metrics.num_valid for metrics in result.metrics),
-            sum(len(metrics.unmatched) for metrics in result.metrics),
-            _estimates(mean_SM.mean(0), mean_SM.std(0, ddof=1) if len(mean_SM) > 1 else None, draws_BM),
-        )
-        for result, mean_SM, draws_BM in zip(results, mean_TSM, draws_TBM, strict=True)
+    mean_TSM = [
+        np.array([[*(m.cmc[rank] for rank in RANKS), m.mAP, m.mINP] for m in result.metrics]) for result in results
     ]
-    if len(summaries) == 1:
-        return summaries
-    total = Summary(
-        MEAN,
-        "",
-        sum(summary.splits for summary in summaries),
-        sum(summary.queries for summary in summaries),
-        sum(summary.unmatched for summary in summaries),
-        _estimates(np.mean([mean_SM.mean(0) for mean_SM in mean_TSM], axis=0), None, draws_TBM.mean(0)),
-    )
-    return [*summaries, total]
-
-
-def _means(metrics: RetrievalMetrics) -> list[float]:
-    return [*(metrics.cmc[rank] for rank in RANKS), metrics.mAP, metrics.mINP]
+    draws_TBM = np.stack([resampled(result) for result in results])
+    counts, summaries = [], []  # counts: of splits, queries with a match, queries without
+    for result, mean_SM, draws_BM in zip(results, mean_TSM, draws_TBM, strict=True):
+        valid = sum(metrics.num_valid for metrics in result.metrics)
+        counts.append((len(mean_SM), valid, sum(len(metrics.unmatched) for metrics in result.metrics)))
+        estimates = _estimates(mean_SM.mean(0), mean_SM.std(0, ddof=1) if len(mean_SM) > 1 else None, draws_BM)
+        summaries.append(Summary(result.target, result.split_source, *counts[-1], estimates))
+    if len(summaries) > 1:
+        estimates = _estimates(np.mean([mean_SM.mean(0) for mean_SM in mean_TSM], axis=0), None, draws_TBM.mean(0))
+        splits, queries, unmatched = map(sum, zip(*counts, strict=True))
+        summaries.append(Summary(MEAN, "", splits, queries, unmatched, estimates))
+    return summaries
 
 
 def _query_values(metrics: RetrievalMetrics) -> NDArray[np.float64]:
@@ -120,7 +107,5 @@ def _estimates(mean_M: NDArray, std_M: NDArray | None, draws_BM: NDArray) -> dic
         low_M, high_M = np.quantile(complete_BM, (0.025, 0.975), axis=0)
     else:
         low_M = high_M = np.full(len(METRICS), np.nan)
-    return {
-        name: Estimate(float(mean_M[m]), None if std_M is None else float(std_M[m]), float(low_M[m]), float(high_M[m]))
-        for m, name in enumerate(METRICS)
-    }
+    stds = [None] * len(METRICS) if std_M is None else std_M.tolist()
+    return dict(zip(METRICS, map(Estimate, mean_M.tolist(), stds, low_M.tolist(), high_M.tolist()), strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from metabin_jax.evaluation.protocols import Protocol
-from metabin_jax.evaluation.statistics import MEAN, METRICS, Estimate, Summary
+from metabin_jax.evaluation.statistics import MEAN, METRICS, Summary
 
 HEADER = ("target", "result", *METRICS, "splits", "queries")
 OURS, REPORTED = "ours", "paper (reported)"
@@ -22,11 +22,15 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
     """
     # The mean over all of the protocol's targets says nothing about that over some of them.
     complete = {summary.name for summary in summaries} >= set(protocol.targets)
+    notes = [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours)]
+    notes += [f"splits of {s.name}: {s.split_source}" for s in summaries if s.split_source]
+    notes += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
+    notes += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]
     return {
         "protocol": protocol.name,
         "results": {
             summary.name: {
-                **{metric: _data(estimate) for metric, estimate in summary.estimates.items()},
+                **{metric: none_for_nan(estimate._asdict()) for metric, estimate in summary.estimates.items()},
                 "splits": summary.splits,
                 "queries": summary.queries,
                 "unmatched": summary.unmatched,
@@ -37,14 +41,11 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
             {
                 "label": f"{REPORTED}: {published.label}",
                 "source": published.source,
-                "results": {
-                    name: dict(numbers)
-                    for name, numbers in {**published.targets, MEAN: published.mean if complete else {}}.items()
-                },
+                "results": {**published.targets, MEAN: published.mean if complete else {}},
             }
             for published in protocol.published
         ],
-        "notes": [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours), *_notes(protocol, summaries)],
+        "notes": [*notes, *protocol.withdrawn],
     }
 
 
@@ -61,14 +62,6 @@ def markdown(benchmark: Mapping[str, Any]) -> str:
     rows = [HEADER, ("---",) * len(HEADER), *_rows(benchmark, intervals=METRICS)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in benchmark["notes"])]) + "\n"
-
-
-def _notes(protocol: Protocol, summaries: Sequence[Summary]) -> list[str]:
-    """What a reader must know: origin of the splits, queries left out, whose numbers the others are."""
-    lines = [f"splits of {summary.name}: {summary.split_source}" for summary in summaries if summary.split_source]
-    lines += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
-    lines += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]
-    return [*lines, *protocol.withdrawn]
 
 
 def _rows(benchmark: Mapping[str, Any], intervals: Collection[str]) -> list[tuple[str, ...]]:
@@ -100,5 +93,6 @@ def _theirs(numbers: Mapping[str, Sequence[float | None]], metric: str) -> str:
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
 
 
-def _data(estimate: Estimate) -> dict[str, float | None]:
-    return {name: None if value is None or math.isnan(value) else value for name, value in estimate._asdict().items()}
+def none_for_nan(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metabin_jax.evaluation.distances import unit_length
-from metabin_jax.evaluation.inputs import Labels, check_features
+from metabin_jax.evaluation.inputs import Labels, check_features, check_labels
+from metabin_jax.evaluation.ranking import images_of
 
 # A tile of scores is 16 MB in float32.
 _QUERY_ROWS, _GALLERY_ROWS = 1024, 4096
@@ -75,8 +76,7 @@ def verification(
     Args:
       query_QD, gallery_GD: features, any real dtype, of finite values; scores are float64 for float64 features and
         float32 otherwise.
-      query_pid, query_camid: any integers [Q].
-      gallery_pid, gallery_camid: any integers [G].
+      query_pid, gallery_pid, query_camid, gallery_camid: as in `rank_metrics`.
       far: the false accept rate asked for, above 0 and below 1.
 
     Raises:
@@ -92,8 +92,9 @@ def verify(
     if not 0 < far < 1:
         raise ValueError(f"far must be above 0 and below 1, not {far}.")
     query_QD, gallery_GD = check_features(query_QD, gallery_GD)
-    checked = Labels.check(labels, len(query_QD), len(gallery_GD))
-    num_negative = len(query_QD) * len(gallery_GD) - int(checked.count_Q.sum())
+    checked = check_labels(labels, len(query_QD), len(gallery_GD))
+    num_same_pid = sum(map(len, images_of(checked.query_pid, checked.gallery_pid)))
+    num_negative = len(query_QD) * len(gallery_GD) - num_same_pid
     allowed = allowed_accepts(far, num_negative)
     pairs = scored_pairs(query_QD, gallery_GD, checked, allowed + 1, bins=bins)
     positive_P, highest_K = pairs.positive.score_P, pairs.highest.score_P
@@ -149,7 +150,7 @@ def scored_pairs(
     return ScoredPairs(join_pairs(positives), highest, negative_B)
 
 
-def highest_pairs(parts: list[Pairs], keep: int) -> Pairs:
+def highest_pairs(parts: Sequence[Pairs], keep: int) -> Pairs:
     """The `keep` pairs with the highest scores, in any order."""
     pairs = join_pairs(parts)
     surplus = len(pairs.score_P) - keep
@@ -159,7 +160,7 @@ def highest_pairs(parts: list[Pairs], keep: int) -> Pairs:
     return Pairs._make(column[kept] for column in pairs)
 
 
-def join_pairs(parts: list[Pairs]) -> Pairs:
+def join_pairs(parts: Sequence[Pairs]) -> Pairs:
     return Pairs._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 

@@ -20,7 +20,7 @@ from metabin_jax.training.build import load_images
 from metabin_jax.training.evaluate import read_targets
 from metabin_jax.training.trained import Trained
 
-SYNTHETIC = ("underpass",)  # the domain of synthetic people that stands in if the config names none to evaluate on
+SYNTHETIC = ("underpass",)  # synthetic people, used if the config names no domain to evaluate on
 BATCH = 64
 
 

@@ -64,7 +64,7 @@ def chart(
 
     y_range: of what occurs, if None. mark: `at` in the units of x.
     """
-    points = [(name, *_finite_pair(x, y)) for name, x, y in series]
+    points = [(name, np.asarray(x, float), np.where(np.isfinite(y), y, np.nan)) for name, x, y in series]
     points = [(name, x, y) for name, x, y in points if np.isfinite(y).any()]
     if not points:
         return None
@@ -81,22 +81,10 @@ def chart(
         Line(name, _path([(x_at(a), y_at(b)) for a, b in zip(x, y, strict=True)]), f"{y[np.isfinite(y)][-1]:.4g}")
         for name, x, y in points
     ]
-    return Chart(
-        title,
-        caption,
-        x_label,
-        y_label,
-        [Place(x_at(value), f"{value:,.10g}") for value in ticks(x_low, x_high)],
-        [Place(y_at(value), f"{value:,.10g}") for value in ticks(y_low, y_high)],
-        lines,
-        mark and Place(x_at(mark.at), mark.text),
-        filled,
-    )
-
-
-def _finite_pair(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    return x, np.where(np.isfinite(y), y, np.nan)
+    x_ticks = [Place(x_at(value), f"{value:,.10g}") for value in ticks(x_low, x_high)]
+    y_ticks = [Place(y_at(value), f"{value:,.10g}") for value in ticks(y_low, y_high)]
+    mark = mark and Place(x_at(mark.at), mark.text)
+    return Chart(title, caption, x_label, y_label, x_ticks, y_ticks, lines, mark, filled)
 
 
 def _range(values: NDArray) -> tuple[float, float]:

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metabin_jax.data.records import Record
 from metabin_jax.evaluation.statistics import Summary, summarise
 from metabin_jax.report.domain import LENGTH, SCORE_BINS, Domain, examine
 from metabin_jax.report.rho import Layer, rho_layers
 from metabin_jax.runtime.files import read_json
 from metabin_jax.runtime.runlog import read_rows
 from metabin_jax.training import trained
-from metabin_jax.training.evaluate import measure_targets, settings_and_preset
+from metabin_jax.training.build import load_images
+from metabin_jax.training.config import PRESETS, metabin
+from metabin_jax.training.evaluate import measure, read_targets
+from metabin_jax.training.workdir import settings
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class RunData:
 
     config, preset: its settings and those of its preset, nested. starts: as in environment.json, one per start of the
     training. rows: of metrics.jsonl. layers: in the order of the net, none for a model without rho. summaries: of the
-    domains and, for several, of their mean. image: (domain, row among its records) -> uint8 [H, W, 3].
+    domains and, for several, of their mean. image: of a record, uint8 [H, W, 3].
     """
 
     name: str
@@ -36,29 +40,31 @@ class RunData:
     layers: list[Layer]
     domains: list[Domain]
     summaries: list[Summary]
-    image: Callable[[str, int], NDArray[np.uint8]]
+    image: Callable[[Record], NDArray[np.uint8]]
 
 
 def collect(config: Any, workdir: Path) -> RunData:
     """Evaluates the selected checkpoint on the config's domains, if it names any, and reads what else is there.
 
-    Raises ValueError or FileNotFoundError as `training.trained.load` and `training.evaluate.measure_targets`.
+    Raises ValueError or FileNotFoundError as `training.trained.load` and `training.evaluate.read_targets`.
     """
     run = trained.load(workdir, config)
-    targets = measure_targets(run, listed=LENGTH, bins=SCORE_BINS)
-    image_of = {target.result.target: target.image for target in targets}
-    settings, preset = settings_and_preset(run)
+    records = read_targets(run.config)
+    images = load_images(run.config, records) if records else np.empty(0, np.uint8)
+    row_of = {record.path: row for row, record in enumerate(records)}
+    results = measure(run, records, images, LENGTH, SCORE_BINS)
+    own = settings(run.config)
     environment = workdir / "environment.json"
     return RunData(
         name=workdir.absolute().name,
-        config=settings,
-        preset=preset,
+        config=own,
+        preset=settings(metabin(own["preset"] if own["preset"] in PRESETS else PRESETS[0])),
         starts=read_json(environment) if environment.is_file() else [],
         rows=read_rows(workdir / "metrics.jsonl"),
         step=run.step,
         source_mAP=run.source_mAP,
         layers=rho_layers(run.model, run.variables, run.size),
-        domains=[examine(target.records, target.result) for target in targets],
-        summaries=summarise([target.result for target in targets]) if targets else [],
-        image=lambda name, row: image_of[name](row),
+        domains=[examine(result) for result in results],
+        summaries=summarise(results) if results else [],
+        image=lambda record: images[row_of[record.path]],
     )

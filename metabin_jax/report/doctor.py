@@ -32,7 +32,7 @@ def examine(path: str | Path) -> Iterator[str]:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name a data set, a folder of domains or a CSV manifest.")
-    if path.is_dir() and catalogue.recognised(path):
+    if catalogue.names_at(path):
         data_set, root = catalogue.find(path)
         if data_set.is_raw(root):
             yield f"{data_set.name} in {root}, as it was published: run metabin prepare, which extracts its images"
@@ -68,19 +68,17 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
     except UserError as error:
         yield f"{domain} cannot be evaluated: {error}"
         return
-    seen = collections.Counter(split.gallery_pid.tolist())
-    cameras = collections.defaultdict(set)
+    cameras: dict[int, collections.Counter[int]] = collections.defaultdict(collections.Counter)
     for pid, camid in zip(split.gallery_pid.tolist(), split.gallery_camid.tolist(), strict=True):
-        cameras[pid].add(camid)
+        cameras[pid][camid] += 1
     in_gallery = set(split.gallery_row.tolist())
     alone, one_camera = [], []
-    for row, pid, camid in zip(
-        split.query_row.tolist(), split.query_pid.tolist(), split.query_camid.tolist(), strict=True
-    ):
-        if seen[pid] - (row in in_gallery) == 0:
-            alone.append(records[row].path)
-        elif cameras[pid] == {camid}:
-            one_camera.append(records[row].path)
+    for row in split.query_row.tolist():
+        query = records[row]
+        if cameras[query.pid].total() == (row in in_gallery):
+            alone.append(query.path)
+        elif cameras[query.pid].keys() == {query.camid}:
+            one_camera.append(query.path)
     queries = len(split.query_row)
     yield f"{domain}: {queries - len(alone) - len(one_camera):,} of {queries:,} queries have a valid match"
     if alone:
@@ -121,9 +119,8 @@ def _look(path: str) -> tuple[str, str]:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
     except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
-        return "", "empty" if os.path.isfile(path) and not os.path.getsize(path) else str(error).partition("<")[
-            0
-        ].strip()
+        empty = os.path.isfile(path) and not os.path.getsize(path)
+        return "", "empty" if empty else str(error).partition("<")[0].strip()
     return hashlib.sha256(content).hexdigest(), ""
 
 

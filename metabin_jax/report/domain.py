@@ -1,21 +1,19 @@
 """What the page says about one evaluation domain: numbers, scores and ranked lists."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
-from metabin_jax.evaluation.protocol import QueryGallery
 from metabin_jax.evaluation.targets import TargetResult
 from metabin_jax.evaluation.thresholds import ScoredPairs, score_bins
 
 Mark = Literal["correct", "wrong", "same-camera"]
 
 CMC_RANKS = range(1, 51)
-SCORE_BINS = 100  # over [-1, 1]
+SCORE_BINS = 100
+SCORE_EDGES = np.linspace(-1, 1, SCORE_BINS + 1)  # of the cosine similarity
 LISTS = 4  # ranked lists per group
 LENGTH = 10  # images that count in a ranked list
 SAME_CAMERA = 3  # images that do not count and are shown all the same
@@ -25,7 +23,6 @@ SEED = 0  # of the random group
 class Frame(NamedTuple):
     """An image of a ranked list. rank: None for one that does not count."""
 
-    row: int
     record: Record
     mark: Mark
     rank: int | None
@@ -33,40 +30,26 @@ class Frame(NamedTuple):
 
 
 class RankedList(NamedTuple):
-    """A query and what is nearest to it. row: of the query, among the domain's records, as in Frame."""
+    """A query and what is nearest to it."""
 
-    row: int
     query: Record
     average_precision: float
     first_rank: int
     frames: list[Frame]
 
 
-class ScoreHistogram(NamedTuple):
-    """Numbers of pairs per bin of their cosine similarity, int64 [SCORE_BINS]; edges [SCORE_BINS + 1]."""
-
-    edges: NDArray[np.float64]
-    matches: NDArray[np.int64]
-    others: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Domain:
-    """scores: of the pairs that result.verification is about. lists: of the first split, by the group's name."""
+class Domain(NamedTuple):
+    """lists: of the first split, by the group's name."""
 
     result: TargetResult
-    scores: ScoreHistogram
     lists: dict[str, list[RankedList]]
 
 
-def examine(own: Sequence[Record], result: TargetResult) -> Domain:
-    """What the page shows of a domain with these records.
-
-    result: of `evaluate_target` with listed=LENGTH and bins=SCORE_BINS.
-    """
+def examine(result: TargetResult) -> Domain:
+    """What the page shows of what `evaluate_target` found with listed=LENGTH and bins=SCORE_BINS."""
     groups = choose_queries(result.metrics[0].average_precision_Q)
-    lists = {name: [ranked_list(own, result, query) for query in group] for name, group in groups.items()}
-    return Domain(result, score_histogram(result.pairs), lists)
+    lists = {name: [ranked_list(result, query) for query in group] for name, group in groups.items()}
+    return Domain(result, lists)
 
 
 def cmc(result: TargetResult) -> NDArray[np.float64]:
@@ -88,39 +71,30 @@ def choose_queries(average_precision_Q: NDArray) -> dict[str, list[int]]:
     return {name: queries[:LISTS].tolist() for name, queries in groups.items()}
 
 
-def ranked_list(own: Sequence[Record], result: TargetResult, query: int) -> RankedList:
+def ranked_list(result: TargetResult, query: int) -> RankedList:
     """The LENGTH nearest that count of a query of the first split, and between them the nearest that do not."""
     split, ranking, metrics = result.splits[0], result.rankings[0], result.metrics[0]
-    row = int(split.query_row[query])
+    query_row = split.query_row[query]
     frames: list[Frame] = []
     rank = same_camera = 0
     for column, distance in zip(ranking.nearest_QK[query].tolist(), ranking.distance_QK[query].tolist(), strict=True):
-        gallery_row = int(split.gallery_row[column])
-        if gallery_row == row:
+        row = split.gallery_row[column]
+        if row == query_row:
             continue  # if every image is a query against all, the image itself says nothing
-        mark = _mark(split, query, column)
-        if mark == "same-camera":
-            same_camera += 1
-            if same_camera > SAME_CAMERA:
-                continue
-        else:
-            rank += 1
-        counted = None if mark == "same-camera" else rank
-        frames.append(Frame(gallery_row, own[gallery_row], mark, counted, distance))
+        mark: Mark = "wrong"
+        if split.gallery_pid[column] == split.query_pid[query]:
+            mark = "same-camera" if split.gallery_camid[column] == split.query_camid[query] else "correct"
+        counts = mark != "same-camera"
+        rank += counts
+        same_camera += not counts
+        if counts or same_camera <= SAME_CAMERA:
+            frames.append(Frame(result.records[row], mark, rank if counts else None, distance))
         if rank == LENGTH:
             break
-    return RankedList(
-        row, own[row], float(metrics.average_precision_Q[query]), int(metrics.first_rank_Q[query]), frames
-    )
+    precision, first_rank = float(metrics.average_precision_Q[query]), int(metrics.first_rank_Q[query])
+    return RankedList(result.records[query_row], precision, first_rank, frames)
 
 
-def _mark(split: QueryGallery, query: int, column: int) -> Mark:
-    if split.gallery_pid[column] != split.query_pid[query]:
-        return "wrong"
-    return "same-camera" if split.gallery_camid[column] == split.query_camid[query] else "correct"
-
-
-def score_histogram(pairs: ScoredPairs) -> ScoreHistogram:
-    """Of the pairs that `verification` counts: one identity from two cameras, and two identities."""
-    matches = score_bins(pairs.positive.score_P, SCORE_BINS)
-    return ScoreHistogram(np.linspace(-1, 1, SCORE_BINS + 1), matches, pairs.negative_B)
+def score_histogram(pairs: ScoredPairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of one identity from two cameras, and of two identities, per bin of their similarity [SCORE_BINS]."""
+    return score_bins(pairs.positive.score_P, SCORE_BINS), pairs.negative_B

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from PIL import Image
 
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RunData, collect
-from metabin_jax.report.domain import CMC_RANKS, Domain, cmc
+from metabin_jax.report.domain import CMC_RANKS, SCORE_EDGES, Domain, cmc, score_histogram
 from metabin_jax.report.rho import RHO_BINS
 from metabin_jax.runtime.extras import needs
 from metabin_jax.runtime.files import check_writable, write_text
@@ -95,7 +96,7 @@ def render(run: RunData) -> str:
         training=training_charts(run),
         cmc_chart=cmc_chart,
         score_chart=score_chart,
-        thumbnail=lambda domain, row: thumbnail(run.image(domain, row)),
+        thumbnail=lambda record: thumbnail(run.image(record)),
         rho_bins=RHO_BINS,
         most_named=MOST_NAMED,
     )
@@ -109,19 +110,15 @@ def percent(fraction: float) -> str:
 
 def config_rows(config: dict[str, Any], preset: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Field, value and, if it is another, the preset's value."""
-    default = dict(_flat(preset))
-    return [(name, value, "" if default.get(name) == value else default.get(name, "")) for name, value in _flat(config)]
+    own, default = _texts(config), _texts(preset)
+    return [(name, text, "" if default.get(name) == text else default.get(name, "")) for name, text in own.items()]
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in config.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((prefix + name, text or "(empty)"))
-    return rows
+def _texts(config: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: (", ".join(map(str, value)) if isinstance(value, list) else str(value)) or "(empty)"
+        for name, value in flatten_dict(config, sep=".").items()
+    }
 
 
 def training_charts(run: RunData) -> list[Chart]:
@@ -158,13 +155,14 @@ def cmc_chart(domain: Domain) -> Chart | None:
 
 def score_chart(domain: Domain) -> Chart | None:
     """The occupied part of the histogram, each kind of pair in percent of its own number; None without a pair."""
-    occupied = np.flatnonzero(domain.scores.matches + domain.scores.others)
+    matches, others = score_histogram(domain.result.pairs)
+    occupied = np.flatnonzero(matches + others)
     if not len(occupied):
         return None
     first, last = occupied[0], occupied[-1] + 1
-    edges = domain.scores.edges[first : last + 1]
+    edges = SCORE_EDGES[first : last + 1]
     threshold = domain.result.verification.threshold
-    kinds = (("matches", domain.scores.matches), ("non-matches", domain.scores.others))
+    kinds = (("matches", matches), ("non-matches", others))
     return chart(
         "Scores of pairs",
         "Cosine similarity of a query and a gallery image of the same identity (other camera), and of two identities, "

@@ -119,25 +119,22 @@ def calibrate(features: Features, far: float) -> Calibration:
 
 def _negative_pairs(images_RI: NDArray, domain_I: NDArray) -> NDArray[np.float64]:
     """Pairs of images [R] of two identities of one domain, where identity i has images_RI[:, i] images."""
-    pairs_R = np.zeros(len(images_RI))
-    for number in range(domain_I[-1] + 1):
-        inside_RI = images_RI[:, domain_I == number].astype(np.float64)
-        pairs_R += (inside_RI.sum(1) ** 2 - (inside_RI**2).sum(1)) / 2
-    return pairs_R
+    images_RI = images_RI.astype(np.float64)
+    images_RD = images_RI @ (domain_I[:, None] == np.arange(domain_I[-1] + 1))
+    return ((images_RD**2).sum(1) - (images_RI**2).sum(1)) / 2
 
 
 def _pairs(
     feature_ND: NDArray[np.float32], identity: NDArray, camid: NDArray, domain: NDArray, keep: int
 ) -> tuple[Pairs, Pairs]:
     """All positive pairs, and the `keep` most similar negative ones; each pair once, within its domain."""
-    positive: list[Pairs] = []
-    highest: list[Pairs] = []
+    of_domains = []
     for number in range(domain.max() + 1):
         row = np.flatnonzero(domain == number)
         labels = Labels(identity[row], identity[row], camid[row], camid[row])
         found = scored_pairs(feature_ND[row], feature_ND[row], labels, keep, once=True)
-        for parts, pairs in ((positive, found.positive), (highest, found.highest)):
-            parts.append(Pairs(pairs.score_P, row[pairs.query_P], row[pairs.gallery_P]))
+        of_domains.append([Pairs(score_P, row[query_P], row[gallery_P]) for score_P, query_P, gallery_P in found[:2]])
+    positive, highest = zip(*of_domains, strict=True)
     return join_pairs(positive), highest_pairs(highest, keep)
 
 

@@ -61,7 +61,7 @@ def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, 
     batch_size = min(encoder.batch_size, len(paths))
     feature_of_batch = []
     with Progress("embedding", len(paths)) as progress:
-        for feature_ND in embed_batches(encoder.model, encoder.variables, pixels()):
+        for feature_ND in embed_batches(encoder.model, encoder.variables, pixels(), batch_size):
             feature_of_batch.append(unit_length(feature_ND))
             done = min(batch_size, len(paths) - progress.n)
             if progress.n:

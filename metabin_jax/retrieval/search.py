@@ -1,7 +1,9 @@
 """The most similar gallery images, and whether they show the query's person."""
 
 import dataclasses
+import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,8 +40,7 @@ def search(query: Features, gallery: Features, k: int) -> list[list[Match]]:
     lists = []
     for path, row_K, similarity_K in zip(query.path, row_QK, similarity_QK, strict=True):
         others = gallery.path[row_K] != path
-        pairs = zip(row_K[others][:k].tolist(), similarity_K[others][:k].tolist(), strict=True)
-        lists.append([Match(row, similarity) for row, similarity in pairs])
+        lists.append([*map(Match, row_K[others][:k].tolist(), similarity_K[others][:k].tolist())])
     return lists
 
 
@@ -94,19 +95,16 @@ def _read_threshold_file(path: Path) -> Threshold:
         content = json.loads(path.read_text(encoding="utf-8"))
         value, tpr = float(content["threshold"]), content["tpr"]
         found = "" if tpr is None else f", and {tpr:.1%} of pairs of one person above it"
+        low, high = content["far_interval"]
         words = (
             f"threshold {value:.4f}: calibrated for {content['far_asked']:.4g} of pairs of different people above it"
-            f" (measured {content['far']:.4g}, 95 % interval {_interval(content['far_interval'])}){found}"
+            f" (measured {content['far']:.4g}, 95 % interval {low:.3g} to {high:.3g}){found}"
         )
         made_by = content["made_by"]
         describe(made_by)  # has all it needs
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a threshold of metabin calibrate ({error!r}).") from error
     return Threshold(value, words, made_by)
-
-
-def _interval(interval: list[float]) -> str:
-    return f"{interval[0]:.3g} to {interval[1]:.3g}"
 
 
 HEADER = ("query", "rank", "similarity", "path", "pid", "camid", "domain", "decision")
@@ -127,11 +125,9 @@ def rows(
 
 def report(table: Iterable[tuple]) -> Iterator[str]:
     """The rows as lines for people, query by query."""
-    before = None
-    for query, rank, similarity, path, pid, camid, domain, decision in table:
-        if query != before:
-            yield query
-            before = query
-        named = (("pid", pid), ("camera", camid), ("domain", domain))
-        labels = ", ".join(f"{name} {value}" for name, value in named if value != "")
-        yield f"{rank:4}  {float(similarity):7.4f}  {decision:9}  {path}" + (f"  ({labels})" if labels else "")
+    for query, matches in itertools.groupby(table, key=operator.itemgetter(0)):
+        yield query
+        for _, rank, similarity, path, pid, camid, domain, decision in matches:
+            named = (("pid", pid), ("camera", camid), ("domain", domain))
+            labels = ", ".join(f"{name} {value}" for name, value in named if value != "")
+            yield f"{rank:4}  {float(similarity):7.4f}  {decision:9}  {path}" + (f"  ({labels})" if labels else "")

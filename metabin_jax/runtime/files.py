@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ def check_writable(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write to. When the context ends without an error, the file is renamed to `path`."""
-    temporary = path.with_name(path.name + ".tmp")
+    """A temporary path to write to. When the context ends without an error, the file is renamed to `path`.
+
+    Its name is unique, as another process may write the same file.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from typing import TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,53 +15,30 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| " + LINE.removeprefix("{desc}: ")
 class _Lines:
     """tqdm moves back to the start of a line. In a file each state is a line instead."""
 
-    def __init__(self, file: TextIO):
-        self._file = file
-
     def write(self, text: str) -> None:
         if line := text.strip():
-            self._file.write(f"{line}\n")
+            print(line, file=sys.stderr)
 
     def flush(self) -> None:
-        self._file.flush()
+        sys.stderr.flush()
 
 
 class Progress(tqdm):
     """A tqdm for `total` units, over `iterable` if there is one. Process 0 alone prints.
 
-    Work that takes less than 2 s (in a file, 10 s) shows nothing. every_update: print after each update instead.
+    Work that takes less than 2 s (in a file, 10 s) shows nothing. settings: of tqdm, in place of ours.
     """
 
     monitor_interval = 0  # no thread beside ours
 
-    def __init__(
-        self,
-        what: str,
-        total: int,
-        iterable: Iterable | None = None,
-        *,
-        unit: str = "images",
-        initial: int = 0,
-        every_update: bool = False,
-    ):
+    def __init__(self, what: str, total: int, iterable: Iterable | None = None, unit: str = "images", **settings: Any):
         self._moves = sys.stderr.isatty()
-        delay, every = (2.0, 0.1) if self._moves else (10.0, 10.0)
-        if every_update:
-            delay, every = 1e-9, 0.0  # a delay of 0 would print before the first update
-        super().__init__(
-            iterable,
-            what,
-            total,
-            file=sys.stderr if self._moves else _Lines(sys.stderr),
-            mininterval=every,
-            miniters=1,
-            smoothing=0,  # the rate is the mean over all that was done
-            disable=not is_first(),
-            unit=f" {unit}",
-            bar_format=BAR if self._moves else LINE,
-            initial=initial,
-            delay=delay,
-        )
+        ours = {"file": sys.stderr, "bar_format": BAR, "delay": 2.0, "mininterval": 0.1}
+        if not self._moves:
+            ours = {"file": _Lines(), "bar_format": LINE, "delay": 10.0, "mininterval": 10.0}
+        # Without smoothing, the rate is the mean over all that was done.
+        ours |= {"miniters": 1, "smoothing": 0, "disable": not is_first()}
+        super().__init__(iterable, what, total, unit=f" {unit}", **(ours | settings))
 
     def start_clock(self, done: int = 0) -> None:
         """Counts `done` units, and leaves them and the time until now out of the rate."""

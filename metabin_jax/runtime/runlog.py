@@ -1,5 +1,6 @@
 """The log of a run: its metrics, and the versions and devices it ran on. Process 0 alone writes."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -54,7 +55,7 @@ def _git_revision() -> str | None:
         return None
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """metrics.jsonl, TensorBoard events and the progress of a training. Use as a context.
 
     Metrics are fetched from the device after the next dispatch, so that the device never waits for the log. A training
@@ -63,18 +64,15 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start: int, total: int, log_every: int):
         self._path = workdir / "metrics.jsonl"
-        rows = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
-        write_text(self._path, "".join(row + "\n" for row in kept))
+        kept = [row for row in read_rows(self._path) if row["step"] <= start]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=is_first())
         self._total, self._every = total, log_every
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
         self._since: float | None = None
         self._images = 0
-        self._progress = Progress("step", total, unit="steps", initial=start, every_update=True)
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
+        # It prints at each update. A delay of 0 would print before the first.
+        self._progress = Progress("step", total, unit="steps", initial=start, delay=1e-9, mininterval=0)
 
     def __exit__(self, *_: object) -> None:
         self.flush()

@@ -1,47 +1,37 @@
 """Evaluation of a run's selected checkpoint on domains that it was not trained on."""
 
 import dataclasses
-import functools
 import hashlib
 import math
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from numpy.typing import NDArray
 
-from metabin_jax import models
 from metabin_jax.algorithm import TrainState
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.splits import split_source
-from metabin_jax.evaluation import QueryGallery, embed, protocols, query_gallery, ranking_metrics, tables
+from metabin_jax.evaluation import QueryGallery, embed, protocols, query_gallery, retrieval_metrics, tables
 from metabin_jax.evaluation.protocol import target_splits
-from metabin_jax.evaluation.statistics import Summary, summarise
+from metabin_jax.evaluation.statistics import METRICS, summarise
 from metabin_jax.evaluation.targets import TargetResult, evaluate_target
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_json, write_text
 from metabin_jax.training import trained
 from metabin_jax.training.build import Run, build_model, load_images, read
-from metabin_jax.training.config import PRESETS, metabin
 from metabin_jax.training.trained import Trained
-from metabin_jax.training.workdir import read_config, settings
+from metabin_jax.training.workdir import read_config
 
 # The fields that can change what an evaluation of a trained run measures.
 MEASURED = (
     "data.source", "data.path", "data.protocol", "data.eval_domains", "data.height", "data.width", "selection",
     "eval.metric", "eval.policy", "eval.rerank", "eval.query_expansion", "eval.far",
 )  # fmt: skip
-
-
-class Target(NamedTuple):
-    """A domain and what was measured on it. image: row of `records` -> uint8 [H, W, 3]."""
-
-    result: TargetResult
-    records: list[Record]
-    image: Callable[[int], NDArray[np.uint8]]
+RANKED_BY = ("policy", "metric", "rerank", "query_expansion")
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
@@ -53,9 +43,8 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     without) and "verification" (the fields of `evaluation.Verification`). "benchmark" has the same with deviations and
     intervals, and what others reported (`evaluation.tables.as_dict`). None is what could not be measured.
 
-    An evaluation with other settings than the run's own leaves the run's files as they are. Its two files, and "file",
-    are named after the settings that differ: evaluation-rerank.json, evaluation-domains=north,west-policy=ignore.json
-    (see `file_name`).
+    An evaluation with other settings than the run's own leaves the run's files as they are: its two files, and "file",
+    have a name of their own (see `file_name`).
 
     Raises ValueError or FileNotFoundError when there is no checkpoint or no domain to evaluate on.
     """
@@ -92,18 +81,22 @@ def evaluate_trained(run: Trained, records: Sequence[Record], images: np.ndarray
     """`evaluate` of what is loaded already; images is None without a domain to evaluate on."""
     config = run.config
     name = file_name(read_config(run.workdir), config)
-    ranked_by = {field: config.eval[field] for field in ("policy", "metric", "rerank", "query_expansion")}
-    score = _none_for_nan({"source_mAP": run.source_mAP})
+    ranked_by = {field: config.eval[field] for field in RANKED_BY}
+    score = tables.none_for_nan({"source_mAP": run.source_mAP})
     results: dict[str, Any] = {"file": f"{name}.json", "step": run.step, **score, **ranked_by, "targets": {}}
     if images is not None:
-        measured = [target.result for target in measure(run, records, images)]
-        summaries, protocol = summarise(measured), _protocol(config)
-        results["targets"] = {
-            result.target: _numbers(summary) | _details(result)
-            for result, summary in zip(measured, summaries, strict=False)
-        }
-        results["benchmark"] = tables.as_dict(protocol, summaries, _how(config, run.step))
-        write_text(run.workdir / f"{name}.md", tables.markdown(results["benchmark"]))
+        measured = measure(run, records, images)
+        benchmark = tables.as_dict(_protocol(config), summarise(measured), _how(config, run.step))
+        for result in measured:
+            ours = benchmark["results"][result.target]
+            results["targets"][result.target] = {
+                **{metric: ours[metric]["mean"] for metric in METRICS},
+                "queries": ours["queries"],
+                "unmatched": list(result.unmatched),
+                "verification": tables.none_for_nan(dataclasses.asdict(result.verification)),
+            }
+        results["benchmark"] = benchmark
+        write_text(run.workdir / f"{name}.md", tables.markdown(benchmark))
     write_json(run.workdir / f"{name}.json", results)
     return results
 
@@ -111,62 +104,40 @@ def evaluate_trained(run: Trained, records: Sequence[Record], images: np.ndarray
 def file_name(own: ConfigDict, config: ConfigDict) -> str:
     """The name, without its suffix, of the files of an evaluation by `config` in a run whose own config is `own`.
 
-    It is "evaluation", then "-FIELD=VALUE" for every field of MEASURED that differs: FIELD without its group and
-    "eval_", a tuple's VALUE joined by commas, and "-FIELD" alone for True. A VALUE is cut at 60 characters, and its
-    characters other than letters, digits and "._+" become "_"; after such a change eight digits of a SHA-256 follow.
+    It is "evaluation". If fields of MEASURED differ, FIELD=VALUE of each follows, without the field's group, and eight
+    digits of a SHA-256, as other characters than letters, digits and "._+,=-" become "_" and only 80 are kept.
     """
-    parts = ["evaluation"]
-    for field in MEASURED:
-        group, _, name = field.rpartition(".")
-        before, value = (of[group][name] if group else of[name] for of in (own, config))
-        if value != before:
-            words = "" if value is True else f"={_in_file_name(value)}"
-            parts.append(name.removeprefix("eval_") + words)
-    return "-".join(parts)
-
-
-def _in_file_name(value: Any) -> str:
-    items = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
-    text = ",".join(items)
-    plain = ",".join(re.sub("[^A-Za-z0-9._+]", "_", item) for item in items)[:60]
-    digest = hashlib.sha256(repr(items).encode()).hexdigest()[:8]
-    return plain if plain == text else f"{plain}-{digest}"
+    values = zip(MEASURED, *(operator.attrgetter(*MEASURED)(of) for of in (own, config)), strict=True)
+    changed = {field.rpartition(".")[2]: value for field, before, value in values if value != before}
+    if not changed:
+        return "evaluation"
+    words = (f"{field}={','.join(value) if isinstance(value, tuple) else value}" for field, value in changed.items())
+    plain = re.sub("[^A-Za-z0-9._+,=-]", "_", "-".join(words))[:80]
+    return f"evaluation-{plain}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:8]}"
 
 
 def measure(
     run: Trained, records: Sequence[Record], images: np.ndarray, listed: int = 0, bins: int = 0
-) -> list[Target]:
+) -> list[TargetResult]:
     """What the run's evaluation measures on each of its domains, which have these records and images.
 
-    listed, bins: as in `evaluation.protocol.ranking` and `evaluation.thresholds.scored_pairs`.
+    listed, bins: as in `evaluate_target`.
     """
     config = run.config
+    settings = {field: config.eval[field] for field in (*RANKED_BY, "far")}
     domain_of_row = np.array([record.domain for record in records])
-    targets = []
+    results = []
     for domain in config.data.eval_domains:
         rows = np.flatnonzero(domain_of_row == domain)
         own = [records[row] for row in rows.tolist()]
         splits, source = domain_splits(config, domain, own)
-        embed_rows = functools.partial(_embed_rows, run.model, run.variables, images, config.eval.batch_size, rows)
-        result = evaluate_target(
-            domain, own, embed_rows, splits, source, policy=config.eval.policy, far=config.eval.far, bins=bins,
-            metric=config.eval.metric, rerank=config.eval.rerank, query_expansion=config.eval.query_expansion,
-            listed=listed,
-        )  # fmt: skip
-        targets.append(Target(result, own, functools.partial(_image, images, rows)))
-    return targets
 
+        def embed_rows(some: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
+            return embed(run.model, run.variables, images, config.eval.batch_size, rows[some])
 
-def measure_targets(run: Trained, listed: int, bins: int) -> list[Target]:
-    """`measure` of the domains that the run's config names; none is fine."""
-    records = read_targets(run.config)
-    return measure(run, records, load_images(run.config, records), listed, bins) if records else []
-
-
-def settings_and_preset(run: Trained) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The run's settings, and its preset's, as JSON knows them."""
-    preset = run.config.preset if run.config.preset in PRESETS else PRESETS[0]
-    return settings(run.config), settings(metabin(preset))
+        result = evaluate_target(domain, own, embed_rows, splits, source, listed=listed, bins=bins, **settings)
+        results.append(result)
+    return results
 
 
 def source_score(run: Run, images: np.ndarray, state: TrainState) -> float:
@@ -177,21 +148,10 @@ def source_score(run: Run, images: np.ndarray, state: TrainState) -> float:
     scores = []
     for rows in data.held_out.values():
         split = query_gallery([data.records[row] for row in rows.tolist()], config.eval.policy)
-        feature_ND = _embed_rows(model, variables, images, config.eval.batch_size, rows, np.arange(len(rows)))
+        feature_ND = embed(model, variables, images, config.eval.batch_size, rows=rows)
         query_QD, gallery_GD = feature_ND[split.query_row], feature_ND[split.gallery_row]
-        scores.append(ranking_metrics(query_QD, gallery_GD, split, config.eval.metric).mAP)
+        scores.append(retrieval_metrics(query_QD, gallery_GD, *split.labels, config.eval.metric).mAP)
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else math.nan
-
-
-def _image(images: np.ndarray, rows: np.ndarray, row: int) -> NDArray[np.uint8]:
-    return images[rows[row]]
-
-
-def _embed_rows(
-    model: models.ReID, variables: dict, images: np.ndarray, batch_size: int, rows: np.ndarray, some: np.ndarray
-) -> np.ndarray:
-    """The embeddings of images[rows[some]]."""
-    return embed(model, variables, images, batch_size, rows=rows[some])
 
 
 def _protocol(config: ConfigDict) -> protocols.Protocol:
@@ -209,24 +169,5 @@ def _how(config: ConfigDict, step: int) -> list[str]:
         f"after query expansion by {config.eval.query_expansion} images": config.eval.query_expansion,
         "after k-reciprocal re-ranking": config.eval.rerank,
     }
-    return [
-        f"{config.method}, {config.model.name}, step {step}",
-        *(words for words, is_done in steps.items() if is_done),
-    ]
-
-
-def _numbers(summary: Summary) -> dict[str, Any]:
-    return _none_for_nan({name: estimate.mean for name, estimate in summary.estimates.items()})
-
-
-def _details(result: TargetResult) -> dict[str, Any]:
-    return {
-        "queries": sum(metrics.num_valid for metrics in result.metrics),
-        "unmatched": list(result.unmatched),
-        "verification": _none_for_nan(dataclasses.asdict(result.verification)),
-    }
-
-
-def _none_for_nan(numbers: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}
+    done = [words for words, is_done in steps.items() if is_done]
+    return [f"{config.method}, {config.model.name}, step {step}", *done]

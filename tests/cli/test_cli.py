@@ -345,8 +345,9 @@ def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     status, out, err = run(capsys, "evaluate", f"--model={tmp_path}", "--config.data.eval_domains=mall")
     assert (status, err) == (0, "")
     assert "\nmall    ours" in out
-    assert out.endswith(f"evaluation-domains=mall.json and evaluation-domains=mall.md are in {tmp_path}\n")
-    assert list(json.loads((tmp_path / "evaluation-domains=mall.json").read_text())["targets"]) == ["mall"]
+    (file,) = tmp_path.glob("evaluation-eval_domains=mall-*.json")
+    assert out.endswith(f"{file.name} and {file.stem}.md are in {tmp_path}\n")
+    assert list(json.loads(file.read_text())["targets"]) == ["mall"]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == saved
 
     assert run(capsys, "evaluate", f"--model={tmp_path}")[0] == 0

@@ -27,7 +27,7 @@ def result(ranks, pids=None, target="viper") -> TargetResult:
     verification = Verification(math.nan, math.nan, math.nan, 0, 0)
     none = Pairs(*np.empty((3, 0)))
     pairs = ScoredPairs(none, none, np.empty(0, np.int64))
-    return TargetResult(target, "by hand", tuple(splits), (), tuple(metrics), pairs, verification, ())
+    return TargetResult(target, [], "by hand", splits, [], metrics, pairs, verification, ())
 
 
 def drawn(seed, num_splits=10, persons=632, queries=316, share=0.5, target="viper"):

@@ -152,5 +152,5 @@ def test_no_more_than_two_tiles_are_in_flight(monkeypatch):
 
     monkeypatch.setattr(distances, "distance_tile", send)
     query_QD, gallery_GD, _ = tied_case(7)
-    assert len(list(distances._tiles(query_QD, slice(0, 29), gallery_GD, "cosine"))) == 16
+    assert len(list(distances._tiles(query_QD[:29], 29, gallery_GD, "cosine", query_QD.dtype))) == 16
     assert most == [1] + [2] * 15

@@ -132,11 +132,12 @@ def test_no_valid_query_gives_nan_and_no_crash(num_gallery):
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    case = random_case(4, num_query=11)
-    whole = rank_metrics(*case)
+    rng, (_, *labels) = np.random.default_rng([4]), random_case(4, num_query=11)
+    features = rng.normal(size=(11, 5)), rng.normal(size=(57, 5))
+    whole = retrieval_metrics(*features, *labels)
     monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 2 * 57)
-    assert len(list(distances.query_blocks(11, 57))) == 6
-    assert rank_metrics(*case) == whole
+    assert len(list(distances.distance_blocks(*features))) == 6
+    assert retrieval_metrics(*features, *labels) == whole
 
 
 def test_memory_is_bounded(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import evaluation as benchmark
-from metabin_jax.evaluation import distance, distances, inputs, rank_metrics, ranking, retrieval_metrics
+from metabin_jax.evaluation import distance, distances, rank_metrics, ranking, retrieval_metrics
 
 
 def quantised_case(seed, num_query=31, num_gallery=203, num_pid=4):
@@ -61,7 +61,6 @@ def test_chunks_of_the_gallery_change_nothing(monkeypatch, metric):
 
 def test_the_features_are_not_copied(monkeypatch):
     monkeypatch.setattr(distances, "_CHUNK_ROWS", 100)
-    monkeypatch.setattr(inputs, "_CHUNK_ROWS", 100)
     monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 20_000)
     rng = np.random.default_rng([0])
     query_QD, gallery_GD = rng.random((20, 256), np.float32), rng.random((4000, 256), np.float32)

@@ -1,12 +1,10 @@
 """What a ranking keeps, against one stable sort per query."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from metabin_jax.evaluation import distances, ranking
-from metabin_jax.evaluation.inputs import Labels
+from metabin_jax.evaluation import ranking
+from metabin_jax.evaluation.inputs import check_labels
 from metabin_jax.evaluation.metrics import metrics_of
 from metabin_jax.evaluation.ranking import rank
 
@@ -17,7 +15,13 @@ def tied_case(seed):
     """Distances of four values, and labels of few identities and cameras; identity 5 has no image in the gallery."""
     rng = np.random.default_rng([seed])
     labels = [rng.integers(0, high, n) for high, n in ((6, Q), (5, G), (3, Q), (3, G))]
-    return rng.integers(0, 4, (Q, G)).astype(np.float32), Labels.check(labels, Q, G)
+    return rng.integers(0, 4, (Q, G)).astype(np.float32), check_labels(labels, Q, G)
+
+
+def in_blocks(distance_QG):
+    """Three queries at a time."""
+    stops = [*range(3, len(distance_QG), 3), len(distance_QG)]
+    return [(slice(start, stop), distance_QG[start:stop]) for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def by_sorting(distance_QG, labels, nearest):
@@ -45,28 +49,27 @@ def kept(result):
 @pytest.mark.parametrize("nearest", [1, 7, 41, 50])
 def test_agrees_with_a_sort_per_query(monkeypatch, nearest, few):
     monkeypatch.setattr(ranking, "_FEW_IMAGES", few)
-    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 3 * G)
     for seed in range(3):
         distance_QG, labels = tied_case(seed)
-        result = rank(distances.matrix_blocks(distance_QG), labels, nearest)
+        result = rank(in_blocks(distance_QG), labels, nearest)
         assert kept(result) == by_sorting(distance_QG, labels, nearest)
-        backwards = dataclasses.replace(labels, gallery_pid=labels.gallery_pid[::-1])
+        backwards = labels._replace(gallery_pid=labels.gallery_pid[::-1])
         assert kept(result) != by_sorting(distance_QG, backwards, nearest)  # the negative control
 
 
 def test_metrics_and_nearest_can_be_had_alone():
     distance_QG, labels = tied_case(0)
-    both = rank(distances.matrix_blocks(distance_QG), labels, 4)
-    assert metrics_of(rank(distances.matrix_blocks(distance_QG), labels)) == metrics_of(both)
-    nearest = rank(distances.matrix_blocks(distance_QG), nearest=4)
+    both = rank(in_blocks(distance_QG), labels, 4)
+    assert metrics_of(rank(in_blocks(distance_QG), labels)) == metrics_of(both)
+    nearest = rank(in_blocks(distance_QG), nearest=4)
     assert nearest.nearest_QK.tolist() == both.nearest_QK.tolist() and len(nearest.query_M) == 0
-    assert rank(distances.matrix_blocks(distance_QG), labels).nearest_QK.shape == (Q, 0)
+    assert rank(in_blocks(distance_QG), labels).nearest_QK.shape == (Q, 0)
 
 
 def test_nothing_to_rank():
-    empty = rank(distances.matrix_blocks(np.empty((0, G))), nearest=3)
-    assert (empty.num_query, len(empty.nearest_QK)) == (0, 0)
-    no_gallery = rank(distances.matrix_blocks(np.empty((Q, 0))), nearest=3)
+    empty = rank(in_blocks(np.empty((0, G))), nearest=3)
+    assert len(empty.nearest_QK) == 0
+    no_gallery = rank(in_blocks(np.empty((Q, 0))), nearest=3)
     assert no_gallery.nearest_QK.shape == (Q, 0)
 
 

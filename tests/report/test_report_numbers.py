@@ -16,11 +16,11 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import (
     QueryGallery,
     distance,
-    protocol,
     query_expansion,
     query_gallery,
     rerank,
     reranking,
+    targets,
     thresholds,
 )
 from metabin_jax.evaluation.statistics import summarise
@@ -75,7 +75,7 @@ def test_a_domain_is_ranked_once(monkeypatch, splits):
         return call
 
     monkeypatch.setattr(reranking, "rerank", counted("rerank", reranking.rerank))
-    monkeypatch.setattr(protocol, "rank", counted("rank", protocol.rank))
+    monkeypatch.setattr(targets, "rank", counted("rank", targets.rank))
     monkeypatch.setattr(thresholds, "scored_pairs", counted("scored_pairs", thresholds.scored_pairs))
     embed = counted("embed", lambda rows: at_angles(ANGLES[rows]))
     found = domain_of(RECORDS, embed, [query_gallery(RECORDS)] * splits, rerank=True)
@@ -139,8 +139,8 @@ def test_the_numbers_of_a_domain():
             elif image.camid != query.camid:
                 pairs["matches"].append(math.cos(math.radians(query_angle - angle)))
     assert [len(values) for values in pairs.values()] == [2, 9]
-    for name, values in pairs.items():
-        assert getattr(found.scores, name).tolist() == np.histogram(values, found.scores.edges)[0].tolist()
+    for counts, values in zip(domain.score_histogram(found.result.pairs), pairs.values(), strict=True):
+        assert counts.tolist() == np.histogram(values, domain.SCORE_EDGES)[0].tolist()
 
 
 def test_several_splits_are_averaged_and_the_first_is_shown():
@@ -151,7 +151,7 @@ def test_several_splits_are_averaged_and_the_first_is_shown():
     found = domain_of(RECORDS, lambda rows: at_angles(ANGLES[rows]), [first, second], "drawn")
     assert domain.cmc(found.result)[:3].tolist() == [0.5, 0.75, 1]
     assert len(marks(found, "d/second.png")) == 4
-    assert found.scores.others.sum() == 9  # of all pairs of the domain
+    assert found.result.pairs.negative_B.sum() == 9  # of all pairs of the domain
     text = page.render(run_data([found]))
     assert "Of the first of 2 splits." in text and "and 1 unmatched" in text
 
@@ -161,8 +161,8 @@ def test_scores_at_the_ends_have_a_bin():
     feature = np.random.default_rng(0).normal(size=(1, 300)).astype(np.float32)
     split = query_gallery([Record(f"d/{k}", k, 0, "d", "query" if k < 2 else "gallery") for k in range(4)])
     _, pairs = verify(np.repeat(feature, 2, 0), np.concatenate([feature, -feature]), split.labels, 0.1, 100)
-    scores = domain.score_histogram(pairs)
-    assert (scores.others[0], scores.others[-1], scores.others.sum(), scores.matches.sum()) == (2, 2, 4, 0)
+    matches, others = domain.score_histogram(pairs)
+    assert (others[0], others[-1], others.sum(), matches.sum()) == (2, 2, 4, 0)
 
 
 def test_the_threshold_is_marked_where_it_can_be_measured():
@@ -173,7 +173,8 @@ def test_the_threshold_is_marked_where_it_can_be_measured():
     drawn = page.score_chart(found)
     assert drawn.mark.text == f"threshold {found.result.verification.threshold:.3f}"
     assert drawn.mark.text in page.render(run_data([found]))
-    low, high = (found.scores.edges[k] for k in np.flatnonzero(found.scores.matches + found.scores.others)[[0, -1]])
+    occupied = np.flatnonzero(sum(domain.score_histogram(found.result.pairs)))
+    low, high = domain.SCORE_EDGES[occupied[[0, -1]]]
     share = (found.result.verification.threshold - low) / (high + 0.02 - low)
     assert drawn.mark.at == pytest.approx(charts.LEFT + share * (charts.RIGHT - charts.LEFT))
 

@@ -146,8 +146,8 @@ def test_images_are_resized_to_the_size_of_the_run(straight, pictures, tmp_path)
 
 
 def test_an_interrupted_embedding_leaves_no_file(straight, pictures, tmp_path, monkeypatch):
-    def interrupted(model, variables, batches):
-        yield from embed_batches(model, variables, [next(iter(batches))])
+    def interrupted(model, variables, batches, batch_size):
+        yield from embed_batches(model, variables, [next(iter(batches))], batch_size)
         raise KeyboardInterrupt
 
     embed_batches = embed.embed_batches

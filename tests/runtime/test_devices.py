@@ -218,7 +218,7 @@ def test_images_to_embed_are_cut_over_the_devices(monkeypatch):
 
     monkeypatch.setattr(embedding, "_embed_batch", embed_batch)
     image_NHWC = np.random.default_rng([0]).integers(0, 256, (5, 4, 4, 3), np.uint8)
-    (found_ND,) = embedding.embed_batches(None, {}, [image_NHWC])
+    (found_ND,) = embedding.embed_batches(None, {}, [image_NHWC], 5)
     assert seen == [[(one, (3, 4, 4, 3)) for one in jax.devices()]]
     np.testing.assert_array_equal(found_ND, image_NHWC[:, 0, 0])
 

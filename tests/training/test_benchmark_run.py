@@ -6,8 +6,9 @@ from small_sets import prid2011, viper
 
 from metabin_jax.data.records import Record
 from metabin_jax.data.sets.splits import split_source
-from metabin_jax.evaluation import protocol, query_gallery, rank_metrics, retrieval_metrics
+from metabin_jax.evaluation import query_gallery, rank_metrics, retrieval_metrics
 from metabin_jax.evaluation import targets as run
+from metabin_jax.evaluation.distances import distance_blocks
 from metabin_jax.evaluation.protocol import target_splits
 from metabin_jax.evaluation.reranking import query_expansion, rerank
 from metabin_jax.evaluation.statistics import METRICS, summarise
@@ -73,8 +74,9 @@ def test_the_query_itself_is_never_its_own_match():
 def test_options_reach_the_metrics():
     records = domain((1, 1, "query"), (2, 2, "gallery"), (1, 2, "gallery"))
     images = painted((120, 130, 140), (118, 130, 140), (180, 200, 220))
-    options = {"policy": "cross-camera", "metric": "euclidean", "ranks": (1, 2)}
-    assert evaluated(images, records, **options).metrics[0].cmc == {1: 0, 2: 1}
+    options = {"policy": "cross-camera", "metric": "euclidean"}
+    (measured,) = evaluated(images, records, **options).metrics
+    assert measured.cmc == {1: 0, 5: 1, 10: 1} and measured.first_rank_Q == 2
 
 
 def colourful(split_of=("query", "gallery")):
@@ -185,14 +187,15 @@ def test_a_gallery_in_one_piece_is_not_copied(monkeypatch):
     feature_ND = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
     seen = []
 
-    def ranking(query_QD, gallery_GD, split):
-        seen.append((gallery_GD, np.shares_memory(gallery_GD, feature_ND), split.gallery_row))
-        return protocol.ranking(query_QD, gallery_GD, split)
+    def blocks(query_QD, gallery_GD, metric):
+        seen.append((gallery_GD, np.shares_memory(gallery_GD, feature_ND)))
+        return distance_blocks(query_QD, gallery_GD, metric)
 
-    monkeypatch.setattr(run, "ranking", ranking)
+    monkeypatch.setattr(run, "distance_blocks", blocks)
     for splits in ("qqqgggggg", "qgqgqgggg"):
         names = {"q": "query", "g": "gallery"}
         records = [Record(f"{n}.jpg", n % 3, n, "shop", names[split]) for n, split in enumerate(splits)]
-        evaluate_target("shop", records, lambda rows: feature_ND, target_splits("shop", records))
-    assert [shares for _, shares, _ in seen] == [True, False]
-    assert all(np.array_equal(gallery_GD, feature_ND[rows]) for gallery_GD, _, rows in seen)
+        (split,) = target_splits("shop", records)
+        evaluate_target("shop", records, lambda rows: feature_ND, [split])
+        assert np.array_equal(seen[-1][0], feature_ND[split.gallery_row])
+    assert [shares for _, shares in seen] == [True, False]

@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,10 +177,12 @@ def test_other_settings_leave_the_evaluation_of_the_run_alone(folder, straight):
     config = tiny_config(folder)
     config.eval.rerank = True
     other = evaluate.evaluate(config, workdir)
-    assert (result["file"], other["file"]) == ("evaluation.json", "evaluation-rerank.json")
+    name = evaluate.file_name(tiny_config(folder), config)
+    assert (result["file"], other["file"]) == ("evaluation.json", f"{name}.json")
+    assert re.fullmatch("evaluation-rerank=True-[0-9a-f]{8}", name)
     assert [path.read_bytes() for path in own] == before
-    assert json.loads((workdir / "evaluation-rerank.json").read_text()) == other != result
-    assert (workdir / "evaluation-rerank.md").read_text() != (workdir / "evaluation.md").read_text()
+    assert json.loads((workdir / f"{name}.json").read_text()) == other != result
+    assert (workdir / f"{name}.md").read_text() != (workdir / "evaluation.md").read_text()
 
     # The same settings write the same file again; what changes no result is no other setting.
     own[0].unlink()
@@ -192,8 +195,9 @@ def test_the_name_of_an_evaluation_says_what_differs():
     own, config = metabin(), metabin()
     assert evaluate.file_name(own, config) == "evaluation"
     config.eval.rerank, config.data.eval_domains, config.eval.far = True, ("north", "west"), 0.01
-    assert evaluate.file_name(own, config) == "evaluation-domains=north,west-rerank-far=0.01"
-    assert evaluate.file_name(config, own) == "evaluation-domains=-rerank=False-far=0.001"
+    name = evaluate.file_name(own, config)
+    assert re.fullmatch("evaluation-eval_domains=north,west-rerank=True-far=0.01-[0-9a-f]{8}", name)
+    assert evaluate.file_name(config, own).startswith("evaluation-eval_domains=-rerank=False-far=0.001-")
     names = set()
     for domain in ("a/b", "a b", "<img>\udcff", "x" * 300, "x" * 301, "a,b"):
         config.data.eval_domains = (domain,)

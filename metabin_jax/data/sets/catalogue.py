@@ -2,17 +2,18 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from metabin_jax.data.records import Record, is_distractor
+from metabin_jax.data.records import Record, is_distractor, read_domain
 from metabin_jax.data.sets import cuhk, readers
 from metabin_jax.runtime.errors import UserError
 
-MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-MSMT17_LISTS = tuple(readers.MSMT17_LISTS)
+MARKET_FOLDERS = "bounding_box_train query bounding_box_test"
+MSMT17_LISTS = " ".join(readers.MSMT17_LISTS)
+SEVEN_DIGITS = 7 * "[0-9]"
 CUHK03_FOLDERS = ("cuhk03", "cuhk03release")
 CUHK03_MAT_AT = (cuhk.CUHK03_MAT, f"{cuhk.CUHK03_RELEASE}/{cuhk.CUHK03_MAT}")
 NEW_PROTOCOL_AT = (cuhk.NEW_PROTOCOL, f"{cuhk.CUHK03_RELEASE}/{cuhk.NEW_PROTOCOL}")
@@ -23,7 +24,7 @@ class DataSet:
     """One data set; its name is the domain of its records.
 
     folders: accepted names of its folder or of one within it, in lower case without punctuation.
-    layouts: alternatives of what its root holds, each as globs that all match something.
+    layouts: alternatives of what its root holds, each as globs, between spaces, that all match something.
     published: some of the entries of `counts`; an entry of a split is named as in "train ids".
     raw: like layouts, for a set whose images have to be extracted first.
     part_of: the set whose images these are. A folder that holds both counts as that set, unless this one is asked for.
@@ -32,131 +33,110 @@ class DataSet:
 
     name: str
     folders: tuple[str, ...]
-    layouts: tuple[tuple[str, ...], ...]
-    read: Callable[[Path, str], list[Record]]
-    published: Mapping[str, int]
-    raw: tuple[tuple[str, ...], ...] = ()
+    layouts: tuple[str, ...]
+    read: readers.Reader
+    published: dict[str, int]
+    raw: tuple[str, ...] = ()
     part_of: str = ""
     note: str = ""
-
-    def is_at(self, root: Path) -> bool:
-        return _holds(root, self.layouts + self.raw)
 
     def is_raw(self, root: Path) -> bool:
         """Whether the set at `root` has to be extracted first (see `extraction`)."""
         return not _holds(root, self.layouts)
 
     def __str__(self) -> str:
-        layouts = " or ".join(", ".join(layout) for layout in self.layouts + self.raw)
+        layouts = " or ".join(", ".join(layout.split()) for layout in self.layouts + self.raw)
         return f"{self.name} (below {' or '.join(self.folders)}: {layouts})"
 
 
-# Published counts: the sum over all splits, without junk and distractors, and the counts of each official split. Their
-# sources are the papers named at the readers; for CUHK03's new protocol, github.com/zhunzhong07/person-re-ranking. The
-# counts of PRID2011 are of the single-shot version.
-SETS = {
-    data_set.name: data_set
-    for data_set in (
-        DataSet(
-            "cuhk01",
-            ("cuhk01",),
-            ((f"campus/{7 * '[0-9]'}.*",),),
-            cuhk.read_cuhk01,
-            {"ids": 971, "images": 3_884},
-        ),
-        DataSet(
-            "cuhk02",
-            ("cuhk02", "dataset"),
-            (tuple(f"P{pair}/cam{camera}" for pair in cuhk.PAIRS for camera in (1, 2)),),
-            cuhk.read_cuhk02,
-            {"ids": 1_816, "images": 7_264},
-        ),
-        DataSet(
-            "cuhk03",
-            CUHK03_FOLDERS,
-            ((cuhk.CUHK03_IMAGES,),),
-            cuhk.read_cuhk03,
-            {"ids": 1_467, "images": 14_097},
-            raw=tuple((place,) for place in CUHK03_MAT_AT),
-        ),
-        DataSet(
-            "market1501",
-            ("market1501", "market1501v150915"),
-            (MARKET_FOLDERS,),
-            readers.read_market,
-            {"ids": 1_501, "images": 29_419, "distractors": 2_798}
-            | {"train ids": 751, "train images": 12_936, "query ids": 750, "query images": 3_368}
-            | {"gallery ids": 750, "gallery images": 13_115},
-        ),
-        DataSet(
-            "dukemtmcreid",
-            ("dukemtmcreid", "dukemtmc"),
-            (MARKET_FOLDERS,),
-            readers.read_market,
-            {"ids": 1_812, "images": 36_411}
-            | {"train ids": 702, "train images": 16_522, "query ids": 702, "query images": 2_228}
-            | {"gallery ids": 1_110, "gallery images": 17_661},
-        ),
-        DataSet(
-            "cuhk03np",
-            ("cuhk03np", "detected", *CUHK03_FOLDERS),
-            (MARKET_FOLDERS, *((cuhk.CUHK03_IMAGES, place) for place in NEW_PROTOCOL_AT)),
-            cuhk.read_cuhk03np,
-            {"ids": 1_467, "images": 14_097}
-            | {"train ids": 767, "train images": 7_365, "query ids": 700, "query images": 1_400}
-            | {"gallery ids": 700, "gallery images": 5_332},
-            raw=tuple((mat, place) for mat in CUHK03_MAT_AT for place in NEW_PROTOCOL_AT),
-            part_of="cuhk03",
-        ),
-        DataSet(
-            "cuhksysu",
-            ("cuhksysu", "dataset"),
-            (("cropped_image",),),
-            cuhk.read_cuhksysu,
-            {"ids": 11_934, "images": 34_574},
-            raw=((cuhk.CUHKSYSU_SCENES, cuhk.CUHKSYSU_MAT),),
-        ),
-        DataSet(
-            "msmt17",
-            ("msmt17", "msmt17v1", "msmt17v2"),
-            (("train", "test", *MSMT17_LISTS), ("mask_train_v2", "mask_test_v2", *MSMT17_LISTS)),
-            readers.read_msmt17,
-            {"ids": 4_101, "images": 126_441}
-            | {"train ids": 1_041, "train images": 32_621, "query ids": 3_060, "query images": 11_659}
-            | {"gallery ids": 3_060, "gallery images": 82_161},
-        ),
-        DataSet(
-            "viper",
-            ("viper", "viperv10"),
-            (("cam_a/[0-9]*_*", "cam_b/[0-9]*_*"),),
-            readers.read_viper,
-            {"ids": 632, "images": 1_264},
-        ),
-        DataSet(
-            "prid2011",
-            ("prid2011",),
-            (("single_shot/cam_a", "single_shot/cam_b"), ("multi_shot/cam_a", "multi_shot/cam_b")),
-            readers.read_prid2011,
-            {"ids": 934, "images": 1_134},
-            note="These are the counts of single_shot; multi_shot, read where that is missing, has more images of"
-            " each person.",
-        ),
-        DataSet(
-            "grid",
-            ("grid", "undergroundreid"),
-            (("probe/[0-9]*_*", "gallery/[0-9]*_*"),),
-            readers.read_grid,
-            {"ids": 250, "images": 500, "distractors": 775},
-        ),
-        DataSet(
-            "ilids",
-            ("qmulilids", "ilids", "ilidspedestrian"),
-            ((f"images/{7 * '[0-9]'}.*",), (f"Persons/{7 * '[0-9]'}.*",)),
-            readers.read_ilids,
-            {"ids": 119, "images": 476},
-        ),
-    )
-}
+def _published(ids: int, images: int, distractors: int = 0, **splits: tuple[int, int]) -> dict[str, int]:
+    """Published counts: the sum over all splits, without junk and distractors, and (ids, images) of official splits.
+
+    Sources: the papers named at the readers; for CUHK03's new protocol, github.com/zhunzhong07/person-re-ranking.
+    """
+    whole = {"ids": ids, "images": images} | ({"distractors": distractors} if distractors else {})
+    for split, (split_ids, split_images) in splits.items():
+        whole |= {f"{split} ids": split_ids, f"{split} images": split_images}
+    return whole
+
+
+_ALL = (
+    DataSet("cuhk01", ("cuhk01",), (f"campus/{SEVEN_DIGITS}.*",), cuhk.read_cuhk01, _published(971, 3_884)),
+    DataSet(
+        "cuhk02", ("cuhk02", "dataset"), (" ".join(cuhk.CUHK02_FOLDERS),), cuhk.read_cuhk02, _published(1_816, 7_264)
+    ),
+    DataSet(
+        "cuhk03", CUHK03_FOLDERS, (cuhk.CUHK03_IMAGES,), cuhk.read_cuhk03, _published(1_467, 14_097), CUHK03_MAT_AT
+    ),
+    # Market-1501 (Zheng et al., ICCV 2015).
+    DataSet(
+        "market1501",
+        ("market1501", "market1501v150915"),
+        (MARKET_FOLDERS,),
+        read_domain,
+        _published(1_501, 29_419, 2_798, train=(751, 12_936), query=(750, 3_368), gallery=(750, 13_115)),
+    ),
+    # DukeMTMC-reID (Zheng et al., ICCV 2017). Its authors WITHDREW it: it is read for comparisons with published
+    # numbers only, and new work should not use it.
+    DataSet(
+        "dukemtmcreid",
+        ("dukemtmcreid", "dukemtmc"),
+        (MARKET_FOLDERS,),
+        read_domain,
+        _published(1_812, 36_411, train=(702, 16_522), query=(702, 2_228), gallery=(1_110, 17_661)),
+    ),
+    DataSet(
+        "cuhk03np",
+        ("cuhk03np", "detected", *CUHK03_FOLDERS),
+        (MARKET_FOLDERS, *(f"{cuhk.CUHK03_IMAGES} {place}" for place in NEW_PROTOCOL_AT)),
+        cuhk.read_cuhk03np,
+        _published(1_467, 14_097, train=(767, 7_365), query=(700, 1_400), gallery=(700, 5_332)),
+        raw=tuple(f"{mat} {place}" for mat in CUHK03_MAT_AT for place in NEW_PROTOCOL_AT),
+        part_of="cuhk03",
+    ),
+    DataSet(
+        "cuhksysu",
+        ("cuhksysu", "dataset"),
+        ("cropped_image",),
+        cuhk.read_cuhksysu,
+        _published(11_934, 34_574),
+        raw=(f"{cuhk.CUHKSYSU_SCENES} {cuhk.CUHKSYSU_MAT}",),
+    ),
+    DataSet(
+        "msmt17",
+        ("msmt17", "msmt17v1", "msmt17v2"),
+        (f"train test {MSMT17_LISTS}", f"mask_train_v2 mask_test_v2 {MSMT17_LISTS}"),
+        readers.read_msmt17,
+        _published(4_101, 126_441, train=(1_041, 32_621), query=(3_060, 11_659), gallery=(3_060, 82_161)),
+    ),
+    DataSet(
+        "viper", ("viper", "viperv10"), ("cam_a/[0-9]*_* cam_b/[0-9]*_*",), readers.read_viper, _published(632, 1_264)
+    ),
+    DataSet(
+        "prid2011",
+        ("prid2011",),
+        ("single_shot/cam_a single_shot/cam_b", "multi_shot/cam_a multi_shot/cam_b"),
+        readers.read_prid2011,
+        _published(934, 1_134),
+        note="These are the counts of single_shot; multi_shot, read where that is missing, has more images of"
+        " each person.",
+    ),
+    DataSet(
+        "grid",
+        ("grid", "undergroundreid"),
+        ("probe/[0-9]*_* gallery/[0-9]*_*",),
+        readers.read_grid,
+        _published(250, 500, distractors=775),
+    ),
+    DataSet(
+        "ilids",
+        ("qmulilids", "ilids", "ilidspedestrian"),
+        (f"images/{SEVEN_DIGITS}.*", f"Persons/{SEVEN_DIGITS}.*"),
+        readers.read_ilids,
+        _published(119, 476),
+    ),
+)
+SETS = {data_set.name: data_set for data_set in _ALL}
 
 
 class SingleShot(NamedTuple):
@@ -181,13 +161,11 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
     The folder itself may have any name; folders below it need one of a set's names. If two sets have the same layout
     (Market-1501 and DukeMTMC-reID), the folder's name decides.
 
-    Args:
-      name: which of SETS to look for, others beside it are ignored; any set if empty.
+    name: which of SETS to look for, others beside it are ignored; any set if empty.
 
     Raises:
       FileNotFoundError: path is not a folder.
-      UserError: unknown name; there is no such data set (lists what was looked for), or there may be several (lists
-        them).
+      UserError: unknown name; there is no such data set, or there may be several (lists what was looked for or found).
     """
     if name and name not in SETS:
         raise UserError(f"There is no data set {name!r}; known are {', '.join(SETS)}.")
@@ -208,11 +186,6 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
     return found[0]
 
 
-def recognised(path: str | Path) -> bool:
-    """Whether a folder, or one below it, looks like a known data set."""
-    return bool(_all_at(Path(path)))
-
-
 def names_at(path: str | Path) -> list[str]:
     """The sets that a folder, or one below it, holds or may hold (two share a layout); none if path is not a folder."""
     return list(dict.fromkeys(data_set.name for data_set, _ in _all_at(Path(path)))) if Path(path).is_dir() else []
@@ -221,13 +194,8 @@ def names_at(path: str | Path) -> list[str]:
 def read_set(name: str, path: str | Path) -> list[Record]:
     """Reads the data set `name` (one of SETS) from its own folder or from one that holds it, perhaps beside others.
 
-    Returns:
-      Its records, with `name` as their domain, without junk and with distractors (see `counts`).
-
-    Raises:
-      FileNotFoundError: path is not a folder.
-      UserError: unknown name; the set is missing, or there more than once; it has no image, or wrong file names; its
-        images have to be extracted first.
+    Its records have `name` as their domain. They are without junk and with distractors (see `counts`).
+    Raises what `find` does, and UserError if it has no image or wrong file names, or has to be extracted first.
     """
     data_set, root = find(path, name)
     if data_set.is_raw(root):
@@ -276,9 +244,8 @@ def _count(records: Sequence[Record]) -> dict[str, int]:
 
 def _all_at(path: Path) -> list[tuple[DataSet, Path]]:
     """Every set at `path` or, if there is none, below it. Does not search below a set."""
-    own = [data_set for data_set in SETS.values() if data_set.is_at(path)]
-    if own:
-        return [(data_set, path) for data_set in own if _plain(path) in data_set.folders] or [(s, path) for s in own]
+    if own := [(data_set, path) for data_set in SETS.values() if _holds(path, data_set.layouts + data_set.raw)]:
+        return [(data_set, path) for data_set, _ in own if _plain(path) in data_set.folders] or own
     known = {folder for data_set in SETS.values() for folder in data_set.folders}
     below = sorted(child for child in path.iterdir() if _plain(child) in known and child.is_dir())
     return [found for child in below for found in _all_at(child)]
@@ -288,5 +255,5 @@ def _plain(folder: Path) -> str:
     return re.sub(r"[\W_]", "", Path(os.path.abspath(folder)).name.lower())
 
 
-def _holds(root: Path, layouts: tuple[tuple[str, ...], ...]) -> bool:
-    return any(all(any(root.glob(part)) for part in layout) for layout in layouts)
+def _holds(root: Path, layouts: tuple[str, ...]) -> bool:
+    return any(all(any(root.glob(part)) for part in layout.split()) for layout in layouts)

@@ -12,10 +12,11 @@ import numpy as np
 import scipy.io
 
 from metabin_jax.data.records import Record, match_names, name_error, read_domain
-from metabin_jax.data.sets.readers import listed_error
+from metabin_jax.data.sets.readers import by_names, listed_error
 from metabin_jax.runtime.errors import UserError
 
 PAIRS = range(1, 6)
+CUHK02_FOLDERS = tuple(f"P{pair}/cam{camera}" for pair in PAIRS for camera in (1, 2))
 PAIR_PID = 10_000  # numbers within a pair have at most four digits
 CUHK03_RELEASE = "cuhk03_release"  # the folder of CUHK03's archive
 CUHK03_MAT = "cuhk-03.mat"
@@ -24,46 +25,34 @@ NEW_PROTOCOL = "cuhk03_new_protocol_config_detected.mat"
 NEW_PROTOCOL_SPLITS = {"train_idx": "train", "query_idx": "query", "gallery_idx": "gallery"}
 CUHKSYSU_SCENES = "Image/SSM"
 CUHKSYSU_MAT = "annotation/Person.mat"
-CUHK01_NAME = re.compile(r"campus/(\d{4})00([1-4])\.")
-CUHK02_NAME = re.compile(r"P(\d)/cam(\d)/(\d{1,4})_")
-CUHK03_NAME = re.compile(rf"{CUHK03_IMAGES}/([1-5])_(\d{{1,4}})_([12])_\d+\.")
+CUHK03_NAME = rf"{CUHK03_IMAGES}/(?P<pair>[1-5])_(?P<pid>\d{{1,4}})_(?P<view>[12])_\d+\."
 CUHK03_FORM = "<pair>_<pid>_<view>_<n> as in 1_001_1_01.png"
-CUHKSYSU_NAME = re.compile(r"cropped_image/p(\d+)_n\d+_s\d+_hard[01]\.")
+CUHKSYSU_NAME = r"cropped_image/p(\d+)_n\d+_s\d+_hard[01]\."
 
 
-def read_cuhk01(root: Path, domain: str) -> list[Record]:
-    """CUHK01 (Li, Zhao and Wang, ACCV 2012): campus/0001001.png, four digits of pid, three of a count.
-
-    Images 1 and 2 of a person are from one camera (camid 1), images 3 and 4 from the other (camid 2). Split "all": a
-    protocol draws the splits.
-    """
-    form = "seven digits (pid 4, count 3, from 001 to 004) as in 0001001.png"
-    found = match_names(root, ["campus"], CUHK01_NAME, form)
-    return [Record(str(path), int(m[1]), (int(m[2]) + 1) // 2, domain, "all") for path, m in found]
+def in_pair(match: re.Match) -> tuple[int, int]:
+    """pid and camid where identities and cameras are numbered within each pair: 10000 * pair + number, and 1..10."""
+    pair = int(match["pair"])
+    return PAIR_PID * pair + int(match["pid"]), 2 * (pair - 1) + int(match["view"])
 
 
-def read_cuhk02(root: Path, domain: str) -> list[Record]:
-    """CUHK02 (Li and Wang, CVPR 2013): P1..P5/cam1|cam2/001_1.png, the identity before the first "_".
+# CUHK01 (Li, Zhao and Wang, ACCV 2012): campus/0001001.png. Images 1 and 2 of a person are from one camera (camid 1),
+# images 3 and 4 from the other (camid 2).
+read_cuhk01 = by_names(
+    ("campus",),
+    r"campus/(\d{4})00([1-4])\.",
+    "seven digits (pid 4, count 3, from 001 to 004) as in 0001001.png",
+    lambda match: (int(match[1]), (int(match[2]) + 1) // 2),
+)
 
-    Identities and cameras are numbered within each pair: pid is 10000 * pair + number, camid 1..10.
-    """
-    found = match_names(
-        root,
-        [f"P{pair}/cam{camera}" for pair in PAIRS for camera in (1, 2)],
-        CUHK02_NAME,
-        "<pid>_ as in 001_1.png",
-    )
-    return [_of_pair(path, int(m[1]), int(m[2]), int(m[3]), domain) for path, m in found]
+# CUHK02 (Li and Wang, CVPR 2013): P1..P5/cam1|cam2/001_1.png.
+read_cuhk02 = by_names(
+    CUHK02_FOLDERS, r"P(?P<pair>\d)/cam(?P<view>\d)/(?P<pid>\d{1,4})_", "<pid>_ as in 001_1.png", in_pair
+)
 
-
-def read_cuhk03(root: Path, domain: str) -> list[Record]:
-    """CUHK03 (Li et al., CVPR 2014), detected boxes: images_detected/{pair}_{pid}_{view}_{n}.png as in 1_001_1_01.png.
-
-    pid and camid as for CUHK02. Split "all": cuhk-03.mat holds the 20 random splits of the old protocol, and
-    `read_cuhk03np` reads the new one.
-    """
-    found = match_names(root, [CUHK03_IMAGES], CUHK03_NAME, CUHK03_FORM)
-    return [_of_pair(path, int(m[1]), int(m[3]), int(m[2]), domain) for path, m in found]
+# CUHK03 (Li et al., CVPR 2014), detected boxes. cuhk-03.mat holds the 20 random splits of the old protocol, and
+# `read_cuhk03np` reads the new one.
+read_cuhk03 = by_names((CUHK03_IMAGES,), CUHK03_NAME, CUHK03_FORM, in_pair)
 
 
 def read_cuhk03np(root: Path, domain: str) -> list[Record]:
@@ -82,10 +71,10 @@ def read_cuhk03np(root: Path, domain: str) -> list[Record]:
     for split, rows in of_split.items():
         for name, pid in sorted((names[row], labels[row]) for row in rows):
             image = f"{CUHK03_IMAGES}/{name}"
-            match = CUHK03_NAME.match(image)
+            match = re.match(CUHK03_NAME, image)
             if match is None:
                 raise name_error([in_release(root, NEW_PROTOCOL) / name], CUHK03_FORM)
-            records.append(Record(str(root / image), pid, int(match[3]), domain, split))
+            records.append(Record(str(root / image), pid, int(match["view"]), domain, split))
     there = {entry.name for entry in (root / CUHK03_IMAGES).iterdir()}
     if missing := [Path(record.path) for record in records if Path(record.path).name not in there]:
         raise listed_error(missing)
@@ -139,7 +128,3 @@ def _new_protocol(content: dict[str, Any]) -> tuple[list[str], list[int], dict[s
     if outside := [row + 1 for rows in of_split.values() for row in rows if not 0 <= row < len(names)]:
         raise ValueError(f"index {outside[0]} among {len(names)} images")
     return names, labels, of_split
-
-
-def _of_pair(path: Path, pair: int, camera: int, number: int, domain: str) -> Record:
-    return Record(str(path), PAIR_PID * pair + number, 2 * (pair - 1) + camera, domain, "all")

@@ -31,24 +31,20 @@ def ready(name: str, root: Path, into: Path) -> Path:
     PNG keeps the exact pixels. The new folder gets its name when it is complete.
 
     Args:
-      name: of the data set, one of `catalogue.SETS`.
       root: the set's folder, or one that holds it (as for `catalogue.find`).
       into: created if it does not exist. The images go to `into / name`; if they are there already, they are kept.
 
     Returns:
       The set's own root if its images are files there, else `into / name`.
 
-    Raises:
-      FileNotFoundError: root is not a folder.
-      UserError: the set is missing; a MATLAB file is damaged; a scene is missing or damaged; a box is empty;
-        `into / name` holds something else.
+    Raises what `catalogue.find` does, and UserError if a file is damaged or missing, or `into / name` something else.
     """
     data_set, root = catalogue.find(root, name)
     if not data_set.is_raw(root):
         return root
     final = into / name
     if final.exists():
-        if not data_set.is_at(final) or data_set.is_raw(final):
+        if data_set.is_raw(final):
             raise UserError(
                 f"{final} exists but holds no images extracted before: remove it, or choose another folder."
             )
@@ -109,8 +105,7 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _cut_cuhksysu(root: Path, into: Path) -> None:
     scenes = root / cuhk.CUHKSYSU_SCENES
     boxes_of = cuhk.load_mat(root / cuhk.CUHKSYSU_MAT, _cuhksysu_boxes)
-    missing = [scenes / scene for scene in sorted(boxes_of) if not (scenes / scene).is_file()]
-    if missing:
+    if missing := [scenes / scene for scene in sorted(boxes_of) if not (scenes / scene).is_file()]:
         raise UserError(f"{missing[0]} is annotated but does not exist ({len(missing)} such): unpack the set again.")
     folder = into / "cropped_image"
     folder.mkdir()

@@ -9,6 +9,7 @@ from metabin_jax.data.records import read_folder
 from metabin_jax.data.sets import catalogue, prepared
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.files import whole
 
 DOMAIN_NAME = re.compile(r"[\w+.-]+")  # tfds accepts these names of a config
 SPLIT_FILES = ("splits*.json", "features_and_partitions.mat")
@@ -27,8 +28,7 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
 
     Raises:
       FileNotFoundError: manual_dir is not a folder.
-      UserError: unknown name, no such set, wrong file names, wrong counts, broken images (names the first five), or
-        metabin_jax[sets] is not installed.
+      UserError: no such set, wrong file names or counts, broken images, or metabin_jax[sets] is not installed.
     """
     needs("preparing data sets", "sets", "tensorflow_datasets", "importlib_resources", "h5py")
     manual_dir, data_dir = (Path(os.path.abspath(os.path.expanduser(folder))) for folder in (manual_dir, data_dir))
@@ -107,8 +107,6 @@ def _copy_split_file(name: str, root: Path, into: Path) -> None:
     files = [path for folder in folders for pattern in SPLIT_FILES for path in sorted(folder.glob(pattern))]
     for file in files[:1]:
         into.mkdir(parents=True, exist_ok=True)
-        copy = into / f"{name}{file.suffix}"
-        temporary = copy.with_name(f".{copy.name}.tmp")
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, copy)
+        with whole(into / f"{name}{file.suffix}") as temporary:
+            shutil.copyfile(file, temporary)
         print(f"{name}: the evaluation splits are those of {file}")

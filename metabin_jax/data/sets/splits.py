@@ -39,8 +39,7 @@ def single_shot_splits(target: str, records: Sequence[Record], file: str | Path 
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: a set is incomplete; a file is no file of splits, names an image that is not there, or has splits of
-        other sizes than `SINGLE_SHOT`.
+      UserError: the set is incomplete, or the file is wrong.
     """
     check_counts(SETS[target], records)
     images = _Images(target, records)
@@ -121,9 +120,9 @@ def _read_drawn(images: _Images) -> list[Rows]:
 
 def _read_listed(images: _Images, file: Path) -> list[Rows]:
     try:
-        splits = [_listed(images, split) for split in json.loads(file.read_text(encoding="utf-8"))]
-    except _Missing as error:
-        raise UserError(f"{file} names {error}, which is not among the images of {images.target}.") from None
+        splits = [_listed(images, split, file) for split in json.loads(file.read_text(encoding="utf-8"))]
+    except UserError:
+        raise
     except (LookupError, TypeError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise UserError(f'{file} is no list of {{"query", "gallery"}} or {{"test"}} splits ({error!r}).') from error
     if images.target == "viper":
@@ -133,11 +132,7 @@ def _read_listed(images: _Images, file: Path) -> list[Rows]:
     return splits
 
 
-class _Missing(Exception):
-    """The name of an image that a file of splits has and the records have not."""
-
-
-def _listed(images: _Images, split: dict[str, Any]) -> Rows:
+def _listed(images: _Images, split: dict[str, Any], file: Path) -> Rows:
     if "query" not in split:
         return images.of_persons(np.array(split["test"], np.int64))
     # The file's name alone, unless two views share it.
@@ -147,9 +142,8 @@ def _listed(images: _Images, split: dict[str, Any]) -> Rows:
 
     def rows(items: Sequence[Any]) -> NDArray[np.int64]:
         paths = [item if isinstance(item, str) else item[0] for item in items]
-        missing = [path for path in paths if Path(path).parts[-depth:] not in row_of]
-        if missing:
-            raise _Missing(missing[0])
+        if missing := [path for path in paths if Path(path).parts[-depth:] not in row_of]:
+            raise UserError(f"{file} names {missing[0]}, which is not among the images of {images.target}.")
         chosen = np.array([row_of[Path(path).parts[-depth:]] for path in paths], np.int64)
         return images.order[np.isin(images.order, chosen)]
 
@@ -169,12 +163,10 @@ def _read_partitions(images: _Images, file: Path) -> list[Rows]:
 
 
 def _check(images: _Images, query_row: NDArray[np.int64], gallery_row: NDArray[np.int64], where: str) -> None:
-    size = images.size
-    if (len(query_row), len(gallery_row)) != (size.test, size.gallery):
-        raise UserError(
-            f"{where}: {len(query_row)} query and {len(gallery_row)} gallery images where {size.test} and"
-            f" {size.gallery} belong."
-        )
+    test, gallery = images.size.test, images.size.gallery
+    if (len(query_row), len(gallery_row)) != (test, gallery):
+        sizes = f"{len(query_row)} query and {len(gallery_row)} gallery images where {test} and {gallery} belong."
+        raise UserError(f"{where}: {sizes}")
     query_pid, gallery_pid = images.pid[query_row], images.pid[gallery_row]
     matches = np.sort(gallery_pid[np.isin(gallery_pid, query_pid)])
     if not np.array_equal(matches, np.unique(query_pid)) or np.intersect1d(query_row, gallery_row).size:

@@ -89,15 +89,11 @@ def _torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the format, meant for the author of the file
             return convert(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:  # its text explains how to run the code, so we do not show it
-        raise UserError(
-            f"{path} is damaged or holds more than tensors: it is refused, as reading it could run code in it (if you "
-            "trust the file, save its state dict alone)"
-        ) from error
     except Exception as error:  # a damaged file can make the reader raise anything
+        has_code = isinstance(error, pickle.UnpicklingError)  # its text explains how to run the code: we do not show it
+        reason = "it is refused, as reading it could run code in it" if has_code else _first_line(error)
         raise UserError(
-            f"{path} is damaged or holds more than tensors (if you trust the file, save its state dict alone): "
-            f"{_first_line(error)}"
+            f"{path} is damaged or holds more than tensors (if you trust the file, save its state dict alone): {reason}"
         ) from error
 
 

@@ -119,8 +119,9 @@ LAYOUTS = (
     ),
 )
 
-# (stage, block) of each block of a MobileNetV2 in our names. Stage 1 is the stem.
-PLACES = [(stage, block) for stage, row in enumerate(STAGES, start=2) for block in range(row.blocks)]
+# Our (stage, block) of each block of a MobileNetV2, by its number in the whole net (from 1). Stage 1 is the stem.
+BLOCKS = [(stage, block) for stage, row in enumerate(STAGES, start=2) for block in range(row.blocks)]
+PLACES = dict(enumerate(BLOCKS, start=1))
 
 
 def detect(names: Iterable[str], source: str) -> Layout:
@@ -136,10 +137,10 @@ def detect(names: Iterable[str], source: str) -> Layout:
 def translate(layout: Layout, name: str) -> str:
     """Our name for a name of the layout: `module/path.leaf`. Names that the layout does not know stay unchanged."""
     prefix, modules, rest = "", layout.modules, name
-    match = re.match(layout.block, name)
-    if match:
-        stage, block = _place(layout, *map(int, match.groups()))
-        is_first = (stage, block) == PLACES[0]
+    if match := re.match(layout.block, name):
+        first, *second = map(int, match.groups())
+        stage, block = (first + layout.stage_offset, second[0]) if second else PLACES.get(first, (0, first))
+        is_first = (stage, block) == PLACES[1]
         modules = layout.first if layout.first and is_first else layout.inner
         prefix, rest = f"backbone/stage{stage}_block{block}/", name[match.end() :]
     for theirs, ours in modules.items():
@@ -147,10 +148,3 @@ def translate(layout: Layout, name: str) -> str:
         if leaf != rest and leaf in LEAVES:
             return f"{prefix}{ours}.{leaf}"
     return name
-
-
-def _place(layout: Layout, first: int, second: int | None = None) -> tuple[int, int]:
-    """Our stage and block, from theirs or from the block's number in the whole net (from 1)."""
-    if second is not None:
-        return first + layout.stage_offset, second
-    return PLACES[first - 1] if 0 < first <= len(PLACES) else (0, first)

@@ -1,7 +1,7 @@
 """Loads state dicts of the usual PyTorch projects into the variables of our models."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,9 @@ class Report:
     ignored: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} arrays loaded from a {self.layout}"]
-        for what, names in (
-            ("made an identity", self.identity),
-            ("kept fresh", self.kept),
-            ("of the file ignored", [name for name in self.ignored if not name.endswith(NEEDLESS)]),
-        ):
-            if names:
-                parts.append(f"{len(names)} {what} ({few(names, 3)})")
-        return ", ".join(parts)
+        ignored = [name for name in self.ignored if not name.endswith(NEEDLESS)]
+        rest = {"made an identity": self.identity, "kept fresh": self.kept, "of the file ignored": ignored}
+        return ", ".join([f"{len(self.loaded)} arrays loaded from a {self.layout}", *_counted(rest, 3)])
 
 
 def load_torch(
@@ -101,7 +95,8 @@ def load_torch(
         arrays = torch_files.read(path_or_state_dict)
     layout = torch_layouts.detect(arrays, source)
     ours = flatten_dict(dict(variables), sep="/")
-    _check_net(layout, ours, source)
+    if any("/depthwise/" in target for target in ours) != (layout.net == torch_layouts.MOBILENET):
+        raise UserError(f"{source} holds a {layout.net}, but the model is another net: choose another file or model")
     theirs: dict[str, str] = {}
     for name in arrays:
         translated = torch_layouts.translate(layout, name)
@@ -116,8 +111,8 @@ def load_torch(
     for target, leaf in ours.items():
         name, value = _find(target, values)
         if value is not None and value.shape == leaf.shape:
-            if wrong := _wrong(target, value):
-                raise UserError(f"{source} holds values in {theirs.get(name, name)} that are {wrong}")
+            if fault := _fault(target, value):
+                raise UserError(f"{source} holds values in {theirs.get(name, name)} that are {fault}")
             result[target], used[target] = np.array(value, leaf.dtype), name
         elif any(_below(known_as, may_differ) for known_as in (target.partition("/")[2], name, theirs.get(name, ""))):
             continue
@@ -131,9 +126,17 @@ def load_torch(
         for translated, name in left.items()
         if not (_below(name, may_differ) or _below(translated, may_differ) or _needless(translated, values, ours))
     ]
-    _refuse(f"{source} ({layout.net} of {layout.name})", missing, unknown, list(differing.values()))
+    project = f"{layout.net} of {layout.name}"
+    wrong = {
+        "of the model's names are missing in the file": missing,
+        "of the file's names are unknown to the model": unknown,
+        "shapes differ": list(differing.values()),
+    }
+    if any(wrong.values()):
+        what = "; ".join(_counted(wrong, 10))
+        raise UserError(f"{source} ({project}) does not fit the model: {what}: choose another file or another model")
     return unflatten_dict(result, sep="/"), Report(
-        layout=f"{layout.net} of {layout.name}",
+        layout=project,
         loaded=tuple(target for target in used if used[target] not in identity),
         identity=tuple(target for target in used if used[target] in identity),
         kept=tuple(target for target in ours if target not in used),
@@ -141,7 +144,7 @@ def load_torch(
     )
 
 
-def _wrong(target: str, value: np.ndarray) -> str:
+def _fault(target: str, value: np.ndarray) -> str:
     """What is wrong with these values for a leaf of ours, or ""."""
     if not jnp.issubdtype(value.dtype, jnp.floating):  # quantised weights need their scales
         return f"{value.dtype}, not floating-point numbers"
@@ -150,10 +153,9 @@ def _wrong(target: str, value: np.ndarray) -> str:
     return "negative variances" if target.endswith("/var") and (value < 0).any() else ""
 
 
-def _check_net(layout: Layout, ours: Iterable[str], source: str) -> None:
-    is_mobilenet = any("/depthwise/" in target for target in ours)
-    if is_mobilenet != (layout.net == torch_layouts.MOBILENET):
-        raise UserError(f"{source} holds a {layout.net}, but the model is another net: choose another file or model")
+def _counted(groups: Mapping[str, Sequence[str]], most: int) -> list[str]:
+    """ "3 shapes differ (a, b, ...)" for every group that has names."""
+    return [f"{len(names)} {what} ({few(names, most)})" for what, names in groups.items() if names]
 
 
 def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays) -> Arrays:
@@ -170,7 +172,7 @@ def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays)
     if kernel is None or layout.first is None or scale is None or bias is None:
         return {}
     channels = kernel.shape[2]
-    if scale.shape != (channels,) or bias.shape != (channels,):
+    if not scale.shape == bias.shape == (channels,):
         return {}
     quantiles = ndtri((np.arange(1000) + 0.5) / 1000)[:, None]
     output = np.clip(bias[None] + scale[None] * quantiles, 0, 6)
@@ -228,18 +230,3 @@ def _needless(name: str, values: Arrays, ours: Mapping[str, Any]) -> bool:
 
 def _below(name: str, names: Sequence[str]) -> bool:
     return any(name == top or name.startswith((f"{top}/", f"{top}.")) for top in names)
-
-
-def _refuse(source: str, missing: Sequence[str], unknown: Sequence[str], differing: Sequence[str]) -> None:
-    """Raises UserError if the lists are not empty."""
-    parts = [
-        f"{len(names)} {what} ({few(names, 10)})"
-        for what, names in (
-            ("of the model's names are missing in the file", missing),
-            ("of the file's names are unknown to the model", unknown),
-            ("shapes differ", differing),
-        )
-        if names
-    ]
-    if parts:
-        raise UserError(f"{source} does not fit the model: {'; '.join(parts)}: choose another file or another model")

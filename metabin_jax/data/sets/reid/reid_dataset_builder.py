@@ -10,7 +10,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         root, records = self._raw(Path(dl_manager.manual_dir))
         paths = [Path(record.path).relative_to(root).as_posix() for record in records]
-        self.info.metadata.update(
-            path=paths,
-            pid=[record.pid for record in records],
-            camid=[record.camid for record in records],
-            split=[record.split for record in records],
-        )
+        columns = {field: [getattr(record, field) for record in records] for field in ("pid", "camid", "split")}
+        self.info.metadata.update(path=paths, **columns)
         rows = list(zip(range(len(records)), paths, records, strict=True))
         of_split = {split: [row for row in rows if row[2].split == split] for split in SPLITS}
         return {prepared.TFDS_SPLITS[split]: self._generate_examples(rows) for split, rows in of_split.items() if rows}
@@ -103,15 +99,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     if content is None:
                         self._broken.append(record.path)
                         continue
-                    labels = {
-                        "pid": record.pid,
-                        "camid": record.camid,
-                        "domain": record.domain,
-                        "path": os.fsencode(path),
-                        "split": record.split,
-                    }
+                    labels: dict[str, Any] = {"pid": record.pid, "camid": record.camid, "domain": record.domain}
+                    labels |= {"path": os.fsencode(path), "split": record.split}
                     self._digest.update(f"{row} {labels} {len(content)} ".encode() + content)
                     yield row, {"image": content, **labels}
+                    self._progress.update()
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         """Replaces the method of tfds, which holds a split in memory and needs TensorFlow above 1 GB."""
@@ -119,11 +111,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._digest = hashlib.sha256()
         splits = self._split_generators(dl_manager)
         names = self.info.metadata["split"]
-        with Progress(self.builder_config.name, len(names)) as progress:
-            infos = [
-                self._write(split, _counted(progress, examples), names.count(prepared.OUR_SPLITS[split]))
-                for split, examples in splits.items()
-            ]
+        with Progress(self.builder_config.name, len(names)) as self._progress:
+            number = {split: names.count(prepared.OUR_SPLITS[split]) for split in splits}
+            infos = [self._write(split, examples, number[split]) for split, examples in splits.items()]
         if self._broken:
             raise cache.broken_error(self._broken, len(names))
         self.info.metadata["digest"] = self._digest.hexdigest()
@@ -157,12 +147,6 @@ def build(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool) -
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     finally:
         absl.setLevel(level)
-
-
-def _counted(progress: Progress, examples: Iterable) -> Iterator:
-    for example in examples:
-        yield example
-        progress.update()
 
 
 def _content(path: str) -> bytes | None:
