@@ -31,8 +31,8 @@ def rerank(
         result   = (1 - lambda_value) d_J + lambda_value d(q, g)
 
     Published numbers come from the authors' code, which differs from the paper's text in two things. Both are as in the
-    code here: the division by the sum, and MORE than two thirds (the text: or equal). Beyond the result it holds a copy of the
-    features, a block of distances, and the k1 neighbours and non-zero weights of each image.
+    code here: the division by the sum, and MORE than two thirds (the text: or equal). Beyond the result it holds a copy
+    of the features, a block of distances, and the k1 neighbours and non-zero weights of each image.
 
     Args:
       query_QD, gallery_GD: features, any real dtype, of finite values; the result is float32, or float64 where
