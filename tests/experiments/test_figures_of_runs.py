@@ -97,8 +97,7 @@ def test_memory_is_arguments_and_temporaries():
         init=lambda: {"w": jnp.zeros((32, 32)), "unused": jnp.zeros(1000)},
         learner=SimpleNamespace(base_update=base_update, meta_update=meta_update),
         config=SimpleNamespace(data=SimpleNamespace(height=8, width=4)),
-        base=SimpleNamespace(base=lambda step: np.zeros(10)),
-        meta=SimpleNamespace(meta=lambda step: (np.zeros(6), np.zeros(4))),
+        rows=lambda step: [np.zeros(10), np.zeros(6), np.zeros(4)],
     )
     batch = 10 * (8 * 4 * 3 * 4 + 4 + 4)
     state = 4 * (1024 + 1000)

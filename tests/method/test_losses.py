@@ -166,7 +166,8 @@ def test_derivatives_are_finite(case, dtype):
         for array in (value, gradient, *hessians):
             assert np.isfinite(np.asarray(array, np.float32)).all(), name
         if dtype == jnp.float32:
-            np.testing.assert_allclose(*hessians, rtol=1e-3, atol=1e-4, err_msg=name)
+            # Both orders round in float32; how much depends on the processor.
+            np.testing.assert_allclose(*hessians, rtol=1e-3, atol=3e-4, err_msg=name)
     without_pairs = {"one domain", "one identity", "one identity in each domain"}
     assert (float(found["shuffle"][0]) == 0) == (case in without_pairs)
     assert (float(found["triplet"][0]) == 0) == (case == "one identity")
