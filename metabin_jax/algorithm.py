@@ -17,23 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metabin_jax import losses
-from metabin_jax.learner import (
-    Array,
-    Batch,
-    Learner,
-    Losses,
-    Metrics,
-    Outputs,
-    TrainState,
-    Tree,
-    at_step,
-    check,
-    clip_straight_through,
-    evaluate,
-    prefixed,
-    triplet,
-)
+from metabin_jax import learner, losses
+from metabin_jax.learner import Array, Batch, Learner, Losses, Metrics, Outputs, TrainState, Tree, clip_straight_through
 
 
 def scatter(outputs: Outputs, batch: Batch, normalize_first: bool = False) -> Array:
@@ -46,7 +31,7 @@ def shuffle(outputs: Outputs, batch: Batch) -> Array:
     return losses.shuffle(outputs.feature_ND, batch.pid, batch.domain)
 
 
-META_TEST_LOSSES: Losses = (("triplet", triplet),)  # Eq. 10
+META_TEST_LOSSES: Losses = (("triplet", learner.triplet),)  # Eq. 10
 META_TRAIN_LOSSES: Losses = (("scatter", scatter), ("shuffle", shuffle), *META_TEST_LOSSES)  # Eq. 8
 
 
@@ -75,19 +60,19 @@ class MetaBIN(Learner):
     def meta_update(self, state: TrainState, xs: Batch, xt: Batch) -> tuple[TrainState, Metrics]:
         """Lines 9-15: rho <- clip(rho - gamma * meta-gradient). Nothing else in the state changes."""
         grads, metrics = self.meta_gradient(state, xs, xt)
-        gamma = at_step(self.gamma, state.step)
+        gamma = learner.at_step(self.gamma, state.step)
         rho = jax.tree.map(lambda r, g: jnp.clip(r - gamma * g, 0, 1), state.rho, grads)  # line 15
         return state.replace(rho=rho), metrics
 
     def meta_gradient(self, state: TrainState, xs: Batch, xt: Batch) -> tuple[Tree, Metrics]:
         """Eq. 10: gradient of L_tr(X_T; rho') in rho through the inner update, shaped like rho, and metrics."""
-        check(xs)
-        check(xt)
+        learner.check(xs)
+        learner.check(xt)
 
         def meta_test_loss(rho):
             rho_inner, metrics = self.inner_update(state.replace(rho=rho), xs)  # lines 10-12
             loss, terms = self.meta_loss(state, rho_inner, xt, self.meta_test_losses)  # lines 13-14
-            return loss, metrics | prefixed("meta_test", terms)
+            return loss, metrics | learner.prefixed("meta_test", terms)
 
         return jax.grad(meta_test_loss, has_aux=True)(state.rho)
 
@@ -98,7 +83,7 @@ class MetaBIN(Learner):
         """
         rho = jax.lax.stop_gradient(state.rho) if self.first_order else state.rho
         grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(state, rho, xs, self.meta_train_losses)
-        beta = at_step(self.beta, state.step)
+        beta = learner.at_step(self.beta, state.step)
         pushed = jax.tree.map(lambda r, g: r - beta * g, state.rho, grads)  # line 12
         rho_inner = jax.tree.map(self.inner_clip, pushed)
         metrics = {
@@ -106,12 +91,12 @@ class MetaBIN(Learner):
             "inner/rho_change": _mean(jax.tree.map(lambda a, b: jnp.abs(a - b), rho_inner, state.rho)),
             "inner/clipped": _mean(jax.tree.map(lambda r: (r < 0) | (r > 1), pushed)),
         }
-        return rho_inner, metrics | prefixed("meta_train", terms)
+        return rho_inner, metrics | learner.prefixed("meta_train", terms)
 
     def meta_loss(self, state: TrainState, rho: Tree, batch: Batch, loss_set: Losses) -> tuple[Array, Metrics]:
         """The sum of a loss set on `batch` at `rho`, and each term. New running statistics are dropped."""
         outputs, _ = self.forward(state.replace(rho=rho), batch)
-        return evaluate(loss_set, outputs, batch)
+        return learner.evaluate(loss_set, outputs, batch)
 
 
 def _mean(tree: Tree) -> Array:

@@ -29,16 +29,6 @@ def pairwise_distance(feature_ND: Array) -> Array:
     return jnp.sqrt(jnp.maximum(square_NN, _TINY))
 
 
-def _farthest(dist_NN: Array, allowed_NN: Array) -> Array:
-    """Largest allowed distance of each anchor [N]; -inf if none is allowed."""
-    return jnp.where(allowed_NN, dist_NN, -jnp.inf).max(1)
-
-
-def _nearest(dist_NN: Array, allowed_NN: Array) -> Array:
-    """Smallest allowed distance of each anchor [N]; +inf if none is allowed."""
-    return jnp.where(allowed_NN, dist_NN, jnp.inf).min(1)
-
-
 def _equal(label_N: Array) -> Array:
     return label_N[:, None] == label_N[None, :]
 
@@ -63,7 +53,9 @@ def triplet(feature_ND: Array, pid_N: Array, margin: float = 0.3) -> Array:
     chex.assert_rank([feature_ND, pid_N], [2, 1])
     dist_NN = pairwise_distance(feature_ND)
     same_NN = _equal(pid_N)
-    return jax.nn.relu(_farthest(dist_NN, same_NN) - _nearest(dist_NN, ~same_NN) + margin).mean()
+    farthest_N = jnp.where(same_NN, dist_NN, -jnp.inf).max(1)
+    nearest_N = jnp.where(~same_NN, dist_NN, jnp.inf).min(1)
+    return jax.nn.relu(farthest_N - nearest_N + margin).mean()
 
 
 def unit(feature_ND: Array) -> Array:
@@ -100,6 +92,6 @@ def shuffle(feature_ND: Array, pid_N: Array, domain_N: Array) -> Array:
     chex.assert_rank([feature_ND, pid_N, domain_N], [2, 1, 1])
     dist_NN = pairwise_distance(feature_ND)
     same_domain_NN = _equal(domain_N)
-    inter_N = _farthest(dist_NN, ~same_domain_NN)
-    intra_N = _nearest(dist_NN, same_domain_NN & ~_equal(pid_N))
+    inter_N = jnp.where(~same_domain_NN, dist_NN, -jnp.inf).max(1)
+    intra_N = jnp.where(same_domain_NN & ~_equal(pid_N), dist_NN, jnp.inf).min(1)
     return jax.nn.softplus(inter_N - intra_N).mean()

@@ -230,10 +230,7 @@ class HalfNorm(Norm):
 
 @dataclasses.dataclass(frozen=True)
 class NormFactory:
-    """Makes the norm layer for a place in the backbone; backbones name no layer.
-
-    It is called with `depth`, the stage's number over the number of stages, in (0, 1].
-    """
+    """Makes the norm layer of a stage. depth: the stage's number over the number of stages, in (0, 1]."""
 
     shallow: type[Norm]
     deep: type[Norm]

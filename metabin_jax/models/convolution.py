@@ -98,23 +98,18 @@ def convolve(
     cpu: Convolution, elsewhere: Convolution, x_NHWC: Array, kernel: Array, before: Before | None = None
 ) -> Array:
     """The convolution of x after `before`, computed in the kernel's dtype: by `cpu` on a CPU."""
+    act, dtype = before and before.act, kernel.dtype
     coefficients = [jnp.broadcast_to(a, (x_NHWC.shape[0], a.shape[1])) for a in before[:2]] if before else []
-    prepare = functools.partial(_prepare, before.act if before else None, kernel.dtype)
+
+    def prepare(x_NHWC: Array, *coefficients: Array) -> Array:
+        if act:
+            scale_NC, shift_NC = coefficients
+            x_NHWC = act(x_NHWC * scale_NC[:, None, None, :] + shift_NC[:, None, None, :])
+        return x_NHWC.astype(dtype)
+
     plain = functools.partial(_plain, prepare, elsewhere)
-    return by_platform(
-        kernel,
-        x_NHWC,
-        *coefficients,
-        cpu=functools.partial(_frugal, prepare, cpu),
-        default=plain if before is None else jax.checkpoint(plain),
-    )
-
-
-def _prepare(act: Callable | None, dtype: jnp.dtype, x_NHWC: Array, *coefficients: Array) -> Array:
-    if act:
-        scale_NC, shift_NC = coefficients
-        x_NHWC = act(x_NHWC * scale_NC[:, None, None, :] + shift_NC[:, None, None, :])
-    return x_NHWC.astype(dtype)
+    default = jax.checkpoint(plain) if before else plain
+    return by_platform(kernel, x_NHWC, *coefficients, cpu=functools.partial(_frugal, prepare, cpu), default=default)
 
 
 def _plain(prepare: Callable[..., Array], conv: Convolution, kernel: Array, *per_image: Array) -> Array:

@@ -129,12 +129,10 @@ def with_weights(config: ConfigDict, state: TrainState) -> tuple[TrainState, mod
     variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
     loaded, report = models.load_torch(config.init, variables)
     if config.init_in_affine == "bn":
-        params = flatten_dict(loaded["params"], sep="/")
+        flat = flatten_dict(loaded, sep="/")
         copied = [name for name in report.kept if name.endswith(("/in_scale", "/in_bias"))]
-        for name in copied:
-            path = name.removeprefix("params/")
-            params[path] = np.array(params[path.replace("/in_", "/bn_")])
-        loaded["params"] = unflatten_dict(params, sep="/")
+        flat |= {name: np.array(flat[name.replace("/in_", "/bn_")]) for name in copied}
+        loaded = unflatten_dict(flat, sep="/")
         kept = tuple(name for name in report.kept if name not in copied)
         report = dataclasses.replace(report, loaded=(*report.loaded, *copied), kept=kept)
     return state.replace(**loaded), report

@@ -1,10 +1,8 @@
 """A training without its data: what a config will train, in shapes alone."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -46,17 +44,16 @@ def batch_shapes(run: Run) -> StepBatches:
     """The shapes of one step's batches: X_B and, with meta-learning, X_S and X_T."""
     height, width = run.config.data.height, run.config.data.width
 
-    def shapes(rows: np.ndarray) -> Any:
-        label = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
-        image = jax.ShapeDtypeStruct((*rows.shape, height, width, 3), jnp.uint8)
-        return RawBatch(image, label, label)  # type: ignore[arg-type]  # shapes in the place of arrays
+    def shapes(row_N: np.ndarray) -> RawBatch:
+        image, label = np.empty((len(row_N), height, width, 3), np.uint8), np.empty(len(row_N), np.int32)
+        return RawBatch(image, label, label)
 
-    return StepBatches(*map(shapes, run.rows(0)))
+    return jax.eval_shape(lambda batches: batches, StepBatches(*map(shapes, run.rows(0))))
 
 
 def describe(run: Run) -> str:
     """Method, net and sizes of a sketch, in a few words."""
-    config, images = run.config, " + ".join(str(len(batch.pid)) for batch in batch_shapes(run) if batch)
+    config, images = run.config, " + ".join(str(len(row_N)) for row_N in run.rows(0))
     return (
         f"{config.method}, {config.model.name}, {config.data.height} x {config.data.width}, {images} images a step, "
         f"{run.data.num_ids:,} identities"

@@ -46,12 +46,9 @@ def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, M
 
 def prepare(key: jax.Array, raw: StepBatches, pad: int) -> list[Any]:
     """X_B, X_S and X_T of a step, whose key this is, as Batch: augmented; None for those that it does not have."""
-
-    def ready(key: jax.Array, batch: Any) -> Batch | None:
-        # The net may have the same key: a layer that draws mixes its name into it.
-        return batch and Batch(augment(key, batch.image, pad), batch.pid, batch.domain, key)
-
-    return list(map(ready, jax.random.split(key, 3), raw))
+    pairs: Any = zip(jax.random.split(key, 3), raw, strict=True)
+    # The net may have the same key: a layer that draws mixes its name into it.
+    return [batch and Batch(augment(own, batch.image, pad), batch.pid, batch.domain, own) for own, batch in pairs]
 
 
 def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
