@@ -25,8 +25,10 @@ from PIL import Image
 
 from metabin_jax import models
 from metabin_jax.evaluation.embedding import embed_batches
-from metabin_jax.retrieval.encoder import Encoder, embed_images, read_batches
+from metabin_jax.retrieval.encoder import embed_images, read_batches
 from metabin_jax.retrieval.listing import list_images
+from metabin_jax.training.config import metabin
+from metabin_jax.training.trained import Trained
 
 NUM_IDS = 100
 BATCH_SIZE = 128
@@ -57,7 +59,10 @@ def main() -> None:
     size = (args.height, args.width)
     model = models.create("small", NUM_IDS)
     variables: Any = model.init(jax.random.key(0), np.zeros((1, *size, 3), np.float32), train=False)
-    encoder = Encoder(model, variables, size, BATCH_SIZE, made_by={})
+    config = metabin()
+    config.data.height, config.data.width = size
+    config.eval.batch_size = BATCH_SIZE
+    run = Trained(Path(), config, 0, None, model, variables)
     batch = np.zeros((BATCH_SIZE, *size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), args.images, *size)
@@ -67,9 +72,9 @@ def main() -> None:
         calls: dict[str, Callable[[], object]] = {
             "decode": lambda: sum(1 for _ in read_batches(paths, size, BATCH_SIZE)),
             "forward": lambda: list(embed_batches(model, variables, itertools.repeat(batch, num_batches), BATCH_SIZE)),
-            "pipeline": lambda: embed_images(encoder, listed),
+            "pipeline": lambda: embed_images(run, listed),
         }
-        embed_images(encoder, listed[:BATCH_SIZE])  # compiles
+        embed_images(run, listed[:BATCH_SIZE])  # compiles
         taken: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(args.turns):
             for name, call in calls.items():

@@ -15,8 +15,8 @@ from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.text import few
 
 if TYPE_CHECKING:
-    from metabin_jax.retrieval.encoder import Encoder
     from metabin_jax.retrieval.features import Features
+    from metabin_jax.training.trained import Trained
 
 
 def _count(text: str) -> int:
@@ -48,13 +48,14 @@ def embed(options: argparse.Namespace) -> int:
       metabin embed pictures --model=runs/mine --output=gallery.npz
     """
     from metabin_jax.retrieval import features
-    from metabin_jax.retrieval.encoder import embed_images, load_encoder
+    from metabin_jax.retrieval.encoder import embed_images
     from metabin_jax.retrieval.listing import list_images
+    from metabin_jax.training import trained
 
     features.check_output(options.output)
     output = check_output(options)
     images = list_images(options.path)
-    embedded, broken = embed_images(load_encoder(options.model), images)
+    embedded, broken = embed_images(trained.load(options.model), images)
     features.write(output, embedded)
     print(f"{len(embedded):,} features of {embedded.feature.shape[1]} numbers are in {output}")
     return _left_out(broken, len(images))
@@ -84,12 +85,12 @@ def search(options: argparse.Namespace) -> int:
 
     output = check_output(options) if options.output else None
     threshold = search.read_threshold(options.threshold) if options.threshold else None
-    encoder = _encoder(options.model, options.query, options.gallery)
-    if threshold and encoder:
-        threshold.check(encoder.made_by)
+    run = _run(options.model, options.query, options.gallery)
+    if threshold and run:
+        threshold.check(run.made_by)
     # Files first: what is wrong with them shows before anything is embedded.
     sources = sorted({options.gallery, options.query}, key=lambda source: (_is_images(source), source))
-    found = {source: _features(source, encoder) for source in sources}
+    found = {source: _features(source, run) for source in sources}
     (gallery, gallery_status), (query, query_status) = found[options.gallery], found[options.query]
     if threshold:
         threshold.check(query.made_by)
@@ -133,20 +134,20 @@ def calibrate(options: argparse.Namespace) -> int:
     from metabin_jax.runtime.files import write_json
 
     output = check_output(options)
-    features, status = _features(options.images, _encoder(options.model, options.images))
+    features, status = _features(options.images, _run(options.model, options.images))
     result = calibrate(features, options.far)
     write_json(output, dataclasses.asdict(result))
     print(f"{result}\nthe threshold is in {output}")
     return status
 
 
-def _encoder(model: str | None, *sources: str) -> "Encoder | None":
-    from metabin_jax.retrieval.encoder import load_encoder
+def _run(model: str | None, *sources: str) -> "Trained | None":
+    from metabin_jax.training import trained
 
     images = [source for source in sources if _is_images(source)]
     if images and not model:
         raise UserError(f"{images[0]} is not a feature file: --model=RUN names the run that embeds it")
-    return load_encoder(model) if model else None
+    return trained.load(model) if model else None
 
 
 def _is_images(source: str) -> bool:
@@ -155,19 +156,19 @@ def _is_images(source: str) -> bool:
     return Path(source).suffix not in SUFFIXES
 
 
-def _features(source: str, encoder: "Encoder | None") -> tuple["Features", int]:
-    """Reads a feature file, or embeds images with the encoder. Returns the features and the exit status."""
+def _features(source: str, run: "Trained | None") -> tuple["Features", int]:
+    """Reads a feature file, or embeds images with the run. Returns the features and the exit status."""
     from metabin_jax.retrieval import features
     from metabin_jax.retrieval.encoder import embed_images
     from metabin_jax.retrieval.listing import list_images
 
-    if encoder is None or not _is_images(source):
+    if run is None or not _is_images(source):
         found = features.read(source)
-        if encoder:
-            features.check_same_model(found.made_by, source, encoder.made_by, "--model")
+        if run:
+            features.check_same_model(found.made_by, source, run.made_by, "--model")
         return found, 0
     images = list_images(source)
-    found, broken = embed_images(encoder, images)
+    found, broken = embed_images(run, images)
     return found, _left_out(broken, len(images))
 
 

@@ -36,9 +36,8 @@ class Verification:
     num_negative: int
 
     def __str__(self) -> str:
-        tpr, far, threshold = (
-            "n/a" if np.isnan(value) else f"{value:.4g}" for value in (self.tpr, self.far, self.threshold)
-        )
+        values = (self.tpr, self.far, self.threshold)
+        tpr, far, threshold = ("n/a" if np.isnan(value) else f"{value:.4g}" for value in values)
         pairs = f"{self.num_positive} positive and {self.num_negative} negative pairs"
         return f"TPR {tpr} at FAR {far}, threshold {threshold}, {pairs}"
 
@@ -146,22 +145,17 @@ def scored_pairs(
             if np.count_nonzero(negative_QG) > keep:
                 negative_QG &= score_QG >= np.partition(score_QG[negative_QG], -keep)[-keep]
             positives.append(_pick(score_QG, positive_QG, q, g))
-            highest = highest_pairs([highest, _pick(score_QG, negative_QG, q, g)], keep)
+            highest = join_pairs([highest, _pick(score_QG, negative_QG, q, g)], keep)
     return ScoredPairs(join_pairs(positives), highest, negative_B)
 
 
-def highest_pairs(parts: Sequence[Pairs], keep: int) -> Pairs:
-    """The `keep` pairs with the highest scores, in any order."""
-    pairs = join_pairs(parts)
-    surplus = len(pairs.score_P) - keep
-    if surplus <= 0:
+def join_pairs(parts: Sequence[Pairs], keep: int | None = None) -> Pairs:
+    """All pairs of the parts, or the `keep` with the highest scores, these in any order."""
+    pairs = Pairs._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if keep is None or len(pairs.score_P) <= keep:
         return pairs
-    kept = np.argpartition(pairs.score_P, surplus)[surplus:]
+    kept = np.argpartition(pairs.score_P, -keep)[-keep:]
     return Pairs._make(column[kept] for column in pairs)
-
-
-def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    return Pairs._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def score_bins(score_P: NDArray, bins: int) -> NDArray[np.int64]:

@@ -13,11 +13,7 @@ WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 48, 348, 22, 176
 MAX_POINTS = 500  # of a line
 
-
-class Series(NamedTuple):
-    name: str
-    x: ArrayLike
-    y: ArrayLike
+Series = tuple[str, ArrayLike, ArrayLike]  # name, x, y
 
 
 class Line(NamedTuple):

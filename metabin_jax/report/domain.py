@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
+from metabin_jax.evaluation.metrics import metrics_of
 from metabin_jax.evaluation.targets import TargetResult
 from metabin_jax.evaluation.thresholds import ScoredPairs, score_bins
 
@@ -54,11 +55,7 @@ def examine(result: TargetResult) -> Domain:
 
 def cmc(result: TargetResult) -> NDArray[np.float64]:
     """Share of the queries with a match among the first k, for k in CMC_RANKS, mean over the splits; nan without."""
-    curves = []
-    for metrics in result.metrics:
-        first = metrics.first_rank_Q[~np.isnan(metrics.first_rank_Q)]
-        curves.append([(first <= k).mean() if len(first) else np.nan for k in CMC_RANKS])
-    return np.mean(curves, axis=0)
+    return np.mean([list(metrics_of(ranking, CMC_RANKS).cmc.values()) for ranking in result.rankings], axis=0)
 
 
 def choose_queries(average_precision_Q: NDArray) -> dict[str, list[int]]:

@@ -128,11 +128,11 @@ def training_charts(run: RunData) -> list[Chart]:
     names = stages + [name for name in logged if name not in stages]
     charts = []
     for title, prefixes, label, caption in TRAINING:
-        series = []
+        series: list[Series] = []
         most = 1
         for name in (name for name in names if name.startswith(prefixes)):
             rows, every = thinned([row for row in run.rows if name in row])
-            series.append(Series(name, [row["step"] for row in rows], [row[name] for row in rows]))
+            series.append((name, [row["step"] for row in rows], [row[name] for row in rows]))
             most = max(most, every)
         if most > 1:
             caption += f" One logged value in {most} is drawn."
@@ -146,7 +146,7 @@ def cmc_chart(domain: Domain) -> Chart | None:
         "Cumulative match characteristic",
         "Share of the queries with a match among the first k images of their list. A curve that rises late means that "
         "matches are near, but not first: re-ranking may help there.",
-        [Series("CMC", CMC_RANKS, 100 * cmc(domain.result))],
+        [("CMC", CMC_RANKS, 100 * cmc(domain.result))],
         "rank k",
         "queries, %",
         (0, 100),
@@ -167,7 +167,7 @@ def score_chart(domain: Domain) -> Chart | None:
         "Scores of pairs",
         "Cosine similarity of a query and a gallery image of the same identity (other camera), and of two identities, "
         "each in percent of its own number. The less the two overlap, the safer is a decision by a threshold.",
-        [Series(name, *stairs(edges, 100 * count[first:last] / count.sum())) for name, count in kinds if count.sum()],
+        [(name, *stairs(edges, 100 * count[first:last] / count.sum())) for name, count in kinds if count.sum()],
         "cosine similarity",
         "pairs, %",
         mark=None if np.isnan(threshold) else Place(threshold, f"threshold {threshold:.3f}"),

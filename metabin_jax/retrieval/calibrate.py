@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.evaluation.inputs import Labels
-from metabin_jax.evaluation.thresholds import Pairs, allowed_accepts, highest_pairs, join_pairs, scored_pairs
+from metabin_jax.evaluation.thresholds import Pairs, allowed_accepts, join_pairs, scored_pairs
 from metabin_jax.retrieval.features import Features
 from metabin_jax.runtime.errors import UserError
 
@@ -88,12 +88,10 @@ def calibrate(features: Features, far: float) -> Calibration:
     hit = positive.score_P > threshold
     accept = highest.score_P > threshold
 
-    # Each resample gives every identity the number of times it was drawn, domain by domain.
+    # Each resample gives every identity the number of times it was drawn; identities are ordered by domain.
     rng = np.random.default_rng(0)
-    weight_RI = np.zeros((RESAMPLES, len(images_of_identity)))
-    for number in range(domain_of_identity[-1] + 1):
-        inside = domain_of_identity == number
-        weight_RI[:, inside] = rng.multinomial(inside.sum(), np.full(inside.sum(), 1 / inside.sum()), RESAMPLES)
+    drawn = (rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) for size in np.bincount(domain_of_identity))
+    weight_RI = np.concatenate([*drawn], axis=1)
     first, second = identity[highest.query_P[accept]], identity[highest.gallery_P[accept]]
     accepts_R = np.array([(weight_I[first] * weight_I[second]).sum() for weight_I in weight_RI])
     negatives_R = _negative_pairs(weight_RI * images_of_identity, domain_of_identity)
@@ -135,7 +133,7 @@ def _pairs(
         found = scored_pairs(feature_ND[row], feature_ND[row], labels, keep, once=True)
         of_domains.append([Pairs(score_P, row[query_P], row[gallery_P]) for score_P, query_P, gallery_P in found[:2]])
     positive, highest = zip(*of_domains, strict=True)
-    return join_pairs(positive), highest_pairs(highest, keep)
+    return join_pairs(positive), join_pairs(highest, keep)
 
 
 def _interval(part_R: NDArray, whole_R: NDArray) -> list[float]:

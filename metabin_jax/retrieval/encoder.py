@@ -1,12 +1,8 @@
 """Embeds image files with a trained run. Threads decode a few batches ahead of the device."""
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-import flax.linen as nn
 import grain
 import numpy as np
 from numpy.typing import NDArray
@@ -18,34 +14,10 @@ from metabin_jax.retrieval.features import Features
 from metabin_jax.retrieval.listing import Listed
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.progress import Progress
-from metabin_jax.training import trained
+from metabin_jax.training.trained import Trained
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A trained net.
-
-    size: (height, width) of the images it takes, in pixels. batch_size: images embedded at a time. made_by: as in
-    `Features`.
-    """
-
-    model: nn.Module
-    variables: dict
-    size: tuple[int, int]
-    batch_size: int
-    made_by: dict[str, Any]
-
-
-def load_encoder(workdir: str | Path) -> Encoder:
-    """The net of a run at the checkpoint that its config selects.
-
-    Raises UserError or FileNotFoundError if there is no run or no checkpoint.
-    """
-    run = trained.load(workdir)
-    return Encoder(run.model, run.variables, run.size, run.batch_size, run.made_by())
-
-
-def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, list[str]]:
+def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list[str]]:
     """Embeds `images` in their order. Returns their features, and the paths of images that cannot be read.
 
     Raises UserError if no image can be read or a feature is not finite.
@@ -54,14 +26,14 @@ def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, 
     broken: list[int] = []
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
-        for image_NHWC, broken_of_batch in read_batches(paths, encoder.size, batch_size):
+        for image_NHWC, broken_of_batch in read_batches(paths, run.size, batch_size):
             broken.extend(broken_of_batch)
             yield image_NHWC
 
-    batch_size = min(encoder.batch_size, len(paths))
+    batch_size = min(run.batch_size, len(paths))
     feature_of_batch = []
     with Progress("embedding", len(paths)) as progress:
-        for feature_ND in embed_batches(encoder.model, encoder.variables, pixels(), batch_size):
+        for feature_ND in embed_batches(run.model, run.variables, pixels(), batch_size):
             feature_of_batch.append(unit_length(feature_ND))
             done = min(batch_size, len(paths) - progress.n)
             if progress.n:
@@ -73,9 +45,9 @@ def embed_images(encoder: Encoder, images: Sequence[Listed]) -> tuple[Features, 
         raise UserError(f"none of the {len(paths)} images can be read; the first is {paths[0]}.")
     feature_ND = np.concatenate(feature_of_batch)[kept]
     if not np.isfinite(feature_ND).all():
-        raise UserError(f"features are not finite: check the weights in {encoder.made_by['run']}.")
+        raise UserError(f"features are not finite: check the weights in {run.workdir}.")
     path, pid, camid, domain = (np.array(column)[kept] for column in zip(*images, strict=True))
-    features = Features(path, feature_ND, pid, camid, domain, encoder.made_by)
+    features = Features(path, feature_ND, pid, camid, domain, run.made_by)
     return features, [paths[row] for row in broken]
 
 

@@ -14,9 +14,8 @@ from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.extras import needs
 
 SUFFIXES = (".npz", ".parquet")
-LABELS = ("path", "pid", "camid", "domain")
 MADE_BY = "made_by"
-KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # NumPy's dtype.kind
+KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # column -> NumPy's dtype.kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +74,17 @@ def write(path: Path, features: Features) -> None:
     fixed size, and made_by in the schema's metadata.
     """
     made_by = json.dumps(features.made_by)
-    columns = {name: getattr(features, name) for name in LABELS}
+    columns = {name: getattr(features, name) for name in KINDS}
     with files.whole(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".npz":
-            np.savez(file, **columns, feature=features.feature, made_by=np.array(made_by))
+            np.savez(file, **columns, made_by=np.array(made_by))
             return
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        width = features.feature.shape[1]
+        flat, width = pa.array(columns.pop("feature").ravel()), features.feature.shape[1]
         arrays = {name: pa.array(values.tolist()) for name, values in columns.items()}
-        arrays["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(features.feature.ravel()), width)
+        arrays["feature"] = pa.FixedSizeListArray.from_arrays(flat, width)
         pq.write_table(pa.table(arrays).replace_schema_metadata({MADE_BY: made_by}), file, write_page_checksum=True)
 
 
@@ -114,7 +113,7 @@ def read(path: str | Path) -> Features:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in (*LABELS, "feature", MADE_BY)}
+        return {name: arrays[name] for name in (*KINDS, MADE_BY)}
 
 
 def _read_parquet(path: Path) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def _read_parquet(path: Path) -> dict[str, Any]:
 
     table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
     made_by = (table.schema.metadata or {})[MADE_BY.encode()].decode()
-    columns = {name: np.array(table[name].to_pylist()) for name in LABELS}
+    columns = {name: np.array(table[name].to_pylist()) for name in KINDS if name != "feature"}
     width = table.schema.field("feature").type.list_size
     flat = table["feature"].combine_chunks().flatten().to_numpy()
     return {**columns, "feature": flat.reshape(len(table), width), MADE_BY: made_by}

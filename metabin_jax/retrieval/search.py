@@ -1,11 +1,11 @@
 """The most similar gallery images, and whether they show the query's person."""
 
-import dataclasses
 import itertools
 import json
 import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,7 @@ from metabin_jax.retrieval.features import Features, check_same_model, describe
 from metabin_jax.runtime.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A gallery image in a query's list: its row, and its cosine similarity in [-1, 1]."""
 
     row: int
@@ -55,8 +54,7 @@ def nearest(
     return ranked.nearest_QK, np.clip(1 - ranked.distance_QK, -1, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Threshold:
+class Threshold(NamedTuple):
     """Two images with a similarity above `value` are called the same person; `words` say how often wrongly.
 
     made_by: of the features it was calibrated on, as in `Features`; None for a value given by hand.

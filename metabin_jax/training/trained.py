@@ -1,6 +1,7 @@
 """A trained run, loaded for evaluation, search, export or a report."""
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Trained:
         """Which gallery images a query is compared with, see `evaluation.query_gallery`."""
         return self.config.eval.policy
 
+    @functools.cached_property
     def made_by(self) -> dict[str, Any]:
         """The label of this net's features, see `retrieval.features.Features`."""
         return {

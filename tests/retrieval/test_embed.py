@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import io
 import json
 import shutil
@@ -85,12 +84,13 @@ def test_features_of_a_folder_are_those_of_the_evaluation(capsys, straight, pict
 
 @pytest.mark.parametrize("batch_size", [1, 4, 35, 64])
 def test_batches_do_not_show(straight, pictures, batch_size):
-    encoder = dataclasses.replace(embed.load_encoder(straight[0]), batch_size=batch_size)
+    run = trained.load(straight[0])
+    run.config.eval.batch_size = batch_size
     images = list_images(pictures)
     good = [image.path for image in images]
     for row in (0, 6, 7, 22, len(images)):
         images.insert(row, Listed(f"/no/{row}.png", "nobody"))
-    found, broken = embed.embed_images(encoder, images)
+    found, broken = embed.embed_images(run, images)
     assert broken == [f"/no/{row}.png" for row in (0, 6, 7, 22, 35)]
     assert found.path.tolist() == good and "nobody" not in found.pid
     np.testing.assert_allclose(found.feature, by_hand(straight[0], good), atol=1e-6)
@@ -133,7 +133,7 @@ def test_other_modes_are_embedded_as_rgb(straight, pictures, tmp_path, mode):
     picture = open_image(pictures / "east" / "0000_c1_0.png").convert(mode)
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     picture.save(path)
-    found, _ = embed.embed_images(embed.load_encoder(straight[0]), [Listed(str(path))])
+    found, _ = embed.embed_images(trained.load(straight[0]), [Listed(str(path))])
     np.testing.assert_allclose(found.feature, by_hand(straight[0], [path]), atol=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_images_are_resized_to_the_size_of_the_run(straight, pictures, tmp_path)
     large = open_image(pictures / "east" / "0000_c1_0.png").resize((77, 131))
     large.save(tmp_path / "a.png")
     large.resize((32, 32), Image.Resampling.BICUBIC).save(tmp_path / "by_hand.png")
-    found, _ = embed.embed_images(embed.load_encoder(straight[0]), [Listed(str(tmp_path / "a.png"))])
+    found, _ = embed.embed_images(trained.load(straight[0]), [Listed(str(tmp_path / "a.png"))])
     np.testing.assert_allclose(found.feature, by_hand(straight[0], [tmp_path / "by_hand.png"]), atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_the_decoding_is_that_of_the_cache():
 
 
 def test_the_digest_tells_weights_apart(straight):
-    variables = embed.load_encoder(straight[0]).variables
+    variables = trained.load(straight[0]).variables
     digest = trained._digest(variables)
     assert digest == trained._digest(dict(reversed(variables.items())))
     kernel = variables["params"]["classifier"]["kernel"].copy()
@@ -232,10 +232,10 @@ def test_errors_are_one_sentence(capsys, straight, pictures, tmp_path, arguments
 
 
 def test_weights_that_are_not_finite_are_refused(straight, pictures):
-    encoder = embed.load_encoder(straight[0])
-    encoder.variables["params"]["backbone"]["Dense_0"]["kernel"][:] = np.nan
+    run = trained.load(straight[0])
+    run.variables["params"]["backbone"]["Dense_0"]["kernel"][:] = np.nan
     with pytest.raises(ValueError, match="features are not finite: check the weights in"):
-        embed.embed_images(encoder, list_images(pictures / "film"))
+        embed.embed_images(run, list_images(pictures / "film"))
 
 
 def test_from_images_to_same_or_different(capsys, straight, pictures, tmp_path):
