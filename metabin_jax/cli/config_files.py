@@ -22,9 +22,8 @@ def load_config(name_or_file: str, fields: Mapping[str, str] | None = None) -> C
     NAME:PRESET and FILE:PRESET call get_config(PRESET). A file has a separator in its path, or ends in .py. `fields`
     are set to their texts, {'data.path': 'pictures'}.
 
-    Raises:
-      FileNotFoundError: the file does not exist.
-      UserError: there is no config of this name; get_config fails, with the line and its message; a field is wrong.
+    Raises FileNotFoundError for the file, and UserError if there is no config of this name, get_config fails (with the
+    line and its message), or a field is wrong.
     """
     name, _, preset = name_or_file.partition(":")
     file = _find(name)
@@ -36,7 +35,9 @@ def load_config(name_or_file: str, fields: Mapping[str, str] | None = None) -> C
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{file}: get_config() must return a ConfigDict, as metabin_jax.training.config.metabin() does")
-    return _override(config, fields or {})
+    for field, text in (fields or {}).items():
+        override(config, field, text)
+    return config
 
 
 def _find(name: str) -> str:
@@ -59,14 +60,9 @@ def _find(name: str) -> str:
 
 def trained_config(workdir: str, fields: Mapping[str, str]) -> ConfigDict:
     """The config of the run in `workdir` with other `fields`. Raises UserError for a field that the training fixed."""
-    config = _override(read_config(workdir), fields)
-    for field in fields:
-        if not field.startswith(EVALUATION_FIELDS):
-            raise UserError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
-    return config
-
-
-def _override(config: ConfigDict, fields: Mapping[str, str]) -> ConfigDict:
+    config = read_config(workdir)
     for field, text in fields.items():
         override(config, field, text)
+        if not field.startswith(EVALUATION_FIELDS):
+            raise UserError(f"config.{field} was fixed by the training: set config.data, .eval or .selection")
     return config

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.text import meant
+from metabin_jax.runtime.errors import UserError, meant
 
 
 class Once(argparse.Action):

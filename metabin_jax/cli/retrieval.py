@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, MODEL_OF_IMAGES, check_output, command, option, output
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.text import few
+from metabin_jax.runtime.errors import UserError, few
 
 if TYPE_CHECKING:
     from metabin_jax.retrieval.features import Features

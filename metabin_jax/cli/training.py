@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, option, output
-from metabin_jax.runtime.text import few
+from metabin_jax.runtime.errors import few
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

@@ -8,8 +8,7 @@ import sys
 from metabin_jax.cli.options import Parser
 from metabin_jax.cli.retrieval import calibrate, embed, search
 from metabin_jax.cli.training import doctor, evaluate, export, plan, prepare, report, train
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.text import meant
+from metabin_jax.runtime.errors import UserError, meant
 
 COMMANDS = (train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan)
 

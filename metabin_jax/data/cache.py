@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metabin_jax.data.records import Record
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, few
 from metabin_jax.runtime.files import whole
 from metabin_jax.runtime.progress import Progress
-from metabin_jax.runtime.text import few
 
 FORMAT = "metabin_jax images 1: RGB, upright by EXIF, bicubic"  # part of the key: change it with the decoding
 
@@ -43,18 +42,13 @@ def load_images(
     The name of the cache file depends on `size` and on the stamps of the images in the order of the records.
 
     Args:
-      records: n of them.
       size: (height, width) in pixels.
-      cache_dir: created if it does not exist; n * height * width * 3 bytes are written to it.
+      cache_dir: created if it does not exist; as many bytes as the array has are written to it.
       stamp: a text that changes when the image of a record changes.
       image_file: what PIL opens for a record; called by several threads.
 
-    Returns:
-      Read-only uint8 [n, height, width, 3], aligned with records.
-
-    Raises:
-      FileNotFoundError: an image does not exist.
-      UserError: images cannot be decoded (names the first five).
+    Returns read-only uint8 [n, height, width, 3], aligned with the n records. Raises FileNotFoundError if an image does
+    not exist, and UserError, which names the first five, if images cannot be decoded.
     """
     if not records:
         raise ValueError("There is no record to load images of.")
@@ -90,10 +84,7 @@ def broken_error(paths: Sequence[str], number: int) -> UserError:
 
 
 def _decode_all(
-    records: Sequence[Record],
-    size: tuple[int, int],
-    image_file: Callable[[Record], str | IO[bytes]],
-    file: IO[bytes],
+    records: Sequence[Record], size: tuple[int, int], image_file: Callable[[Record], str | IO[bytes]], file: IO[bytes]
 ) -> None:
     """Writes a .npy file image by image: a full disk then raises OSError. A memory map would crash the process."""
 

@@ -33,10 +33,6 @@ class StepBatches(NamedTuple):
     def num_steps(self) -> int:
         return 1
 
-    @property
-    def num_images(self) -> int:
-        return sum(len(batch.pid) for batch in self if batch)
-
 
 class Buffers:
     """Memory for arrays of uint8, reused when the last array in it is freed: new pages cost more than a copy."""

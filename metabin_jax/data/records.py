@@ -42,9 +42,8 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
 
     domains: which domains to read, in this order; all of them, sorted by name, if empty.
 
-    Raises:
-      FileNotFoundError: root is not a folder, or a chosen domain is not in it.
-      UserError: root is itself a domain, a domain has no image, or a file name does not match.
+    Raises FileNotFoundError if root is not a folder or a chosen domain is not in it, and UserError if root is itself a
+    domain, a domain has no image, or a file name does not match.
     """
     root = Path(root)
     if not root.is_dir():
@@ -71,9 +70,8 @@ def read_csv(path: str | Path) -> list[Record]:
     1, 2, ...; as in Market-1501, junk (-1) is left out, and 0 stays 0 (see `is_distractor`). Without the column split
     every image is of split "all". Records come in the order of the rows.
 
-    Raises:
-      FileNotFoundError: there is no such manifest.
-      UserError: the header is wrong, no row is left, or a cell is wrong (names the line and the column).
+    Raises FileNotFoundError, and UserError if the header is wrong, no row is left, or a cell is wrong (names the line
+    and the column).
     """
     path = Path(path)
     if not path.is_file():

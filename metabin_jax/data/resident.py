@@ -27,10 +27,6 @@ class StepRows(NamedTuple):
     def num_steps(self) -> int:
         return self.base.shape[1]
 
-    @property
-    def num_images(self) -> int:
-        return sum(rows.size for rows in self if rows is not None)
-
 
 def step_rows(rows: Callable[[int], Sequence[np.ndarray]], spans: list[range]) -> Iterator[StepRows]:
     """Yields the rows of each span of steps; `rows` as in `pipeline.batches`, which yields the same images."""

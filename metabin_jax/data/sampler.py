@@ -89,13 +89,9 @@ class MetaSampler:
     """Meta batches of both presets (Algorithm 1): a draw from every domain, and a random split of the domains."""
 
     def __init__(self, sampler: DomainSampler, num_meta_train: int):
-        num_domains = sampler.num_domains
-        if num_domains < 2:
-            raise ValueError("There is one source domain, but meta-learning splits the domains: give two or more.")
-        if not 1 <= num_meta_train < num_domains:
-            raise ValueError(
-                f"num_meta_train is {num_meta_train}, out of {num_domains} domains: choose from 1 to {num_domains - 1}."
-            )
+        most = sampler.num_domains - 1
+        if not 1 <= num_meta_train <= most:
+            raise ValueError(f"num_meta_train is {num_meta_train}, out of {most + 1} domains: choose from 1 to {most}.")
         self._sampler, self.num_meta_train = sampler, num_meta_train
 
     def meta(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,17 +149,16 @@ class EpochSampler:
         image = self._identities.image[shuffled[np.argsort(owner, kind="stable")]]  # shuffled within identities
 
         groups_left = self._identities.num_groups(images_per_id)
-        waiting = np.arange(len(count))  # waiting[:num_waiting] are the identities that still have groups
-        num_waiting = len(waiting)
+        waiting = np.arange(len(count))  # the identities that still have groups
         batches = []
-        while num_waiting >= ids_per_batch:
-            place = rng.choice(num_waiting, ids_per_batch, replace=False)
+        while len(waiting) >= ids_per_batch:
+            place = rng.choice(len(waiting), ids_per_batch, replace=False)
             identity = waiting[place]
             groups_left[identity] -= 1
             batches.append((identity, groups_left[identity]))
             for p in sorted(place[groups_left[identity] == 0], reverse=True):
-                num_waiting -= 1
-                waiting[p] = waiting[num_waiting]
+                waiting[p] = waiting[-1]
+                waiting = waiting[:-1]
         identity, group = np.moveaxis(np.array(batches), 1, 0)[..., None]  # each [batches, ids_per_batch, 1]
         within = (group * images_per_id + np.arange(images_per_id)) % count[identity]
         return image[first[identity] + within].reshape(len(batches), -1)

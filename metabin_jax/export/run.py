@@ -12,8 +12,7 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
 from metabin_jax.export.formats import FORMATS, Embed
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import UserError, needs
 from metabin_jax.runtime.files import check_writable, whole
 from metabin_jax.training import trained
 from metabin_jax.training.build import load_images

@@ -13,9 +13,8 @@ from PIL import Image
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.data.sets import catalogue
 from metabin_jax.evaluation.protocol import query_gallery
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, few
 from metabin_jax.runtime.progress import Progress
-from metabin_jax.runtime.text import few
 
 
 def examine(path: str | Path) -> Iterator[str]:

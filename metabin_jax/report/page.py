@@ -17,7 +17,7 @@ from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinn
 from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, SCORE_EDGES, Domain, cmc, score_histogram
 from metabin_jax.report.rho import RHO_BINS
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import needs
 from metabin_jax.runtime.files import check_writable, write_text
 
 MOST_NAMED = 100  # queries without a match

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.runtime import files
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import UserError, needs
 
 SUFFIXES = (".npz", ".parquet")
 MADE_BY = "made_by"

@@ -1,4 +1,8 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and words for its messages."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +10,26 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2. Any other ValueError is a fault of ours and keeps its traceback.
     """
+
+
+def needs(what: str, extra: str, *modules: str, otherwise: str = "") -> None:
+    """Raises UserError if a module that `what` imports is not installed; it says how to install metabin_jax[extra].
+
+    otherwise: what to do besides, or instead of, installing the extra.
+    """
+    missing = [module.replace("_", "-") for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"{what} needs {' and '.join(missing)}: pip install 'metabin_jax[{extra}]'{otherwise}")
+
+
+def few(names: Iterable[str], most: int = 5) -> str:
+    """The first `most` names, and "..." if there are more."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What an unknown name was probably meant to be, or else all that it can be."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"

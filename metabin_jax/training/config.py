@@ -13,8 +13,7 @@ from metabin_jax.data.dataset import SOURCES
 from metabin_jax.data.records import SPLITS
 from metabin_jax.evaluation import protocols
 from metabin_jax.models import reid
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.text import meant
+from metabin_jax.runtime.errors import UserError, meant
 from metabin_jax.training.methods import LOSSES, METHODS
 
 KINDS = {

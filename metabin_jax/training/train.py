@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     describe_run(config, workdir)
     check_shared(workdir / "config.json")
-    total = config.epochs * run.steps_per_epoch
+    total, images_per_step = config.epochs * run.steps_per_epoch, sum(map(len, run.rows(0)))
     step_fn = make_step(run)
     more: tuple[Any, ...] = (run.key,)
     programs: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
@@ -100,7 +100,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
                     programs[batch.num_steps] = compile_ahead(step_fn, state, batch, *more)
                 state, metrics = programs[batch.num_steps](state, batch, *more)
                 step += batch.num_steps
-                writer.step(step, metrics, batch.num_images, batch.num_steps)
+                writer.step(step, metrics, images_per_step * batch.num_steps, batch.num_steps)
                 if step % run.steps_per_epoch == 0:
                     writer.flush()
                     score = None

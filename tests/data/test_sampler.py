@@ -202,7 +202,7 @@ def test_errors():
     for wrong in (0, 3, 4, -1):
         with pytest.raises(ValueError, match=rf"num_meta_train is {wrong}, .* choose from 1 to 2\."):
             MetaSampler(draws, wrong)
-    with pytest.raises(ValueError, match="one source domain"):
+    with pytest.raises(ValueError, match="num_meta_train is 1, out of 1 domains"):
         MetaSampler(DomainSampler(two, np.zeros(4, int), 2, 2, 0), 1)
 
 

@@ -6,8 +6,7 @@ import sys
 import pytest
 from tiny_run import draw_folder
 
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import UserError, needs
 
 HIDDEN = (
     *("tensorflow_datasets", "importlib_resources", "h5py", "flatbuffers", "jinja2", "pyarrow", "torch", "safetensors"),

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metabin_jax.data.records import Record, is_distractor, read_domain
-from metabin_jax.data.sets import cuhk, readers
+from metabin_jax.data.sets import readers
 from metabin_jax.runtime.errors import UserError
 
 MARKET_FOLDERS = "bounding_box_train query bounding_box_test"
 MSMT17_LISTS = " ".join(readers.MSMT17_LISTS)
 SEVEN_DIGITS = 7 * "[0-9]"
 CUHK03_FOLDERS = ("cuhk03", "cuhk03release")
-CUHK03_MAT_AT = (cuhk.CUHK03_MAT, f"{cuhk.CUHK03_RELEASE}/{cuhk.CUHK03_MAT}")
-NEW_PROTOCOL_AT = (cuhk.NEW_PROTOCOL, f"{cuhk.CUHK03_RELEASE}/{cuhk.NEW_PROTOCOL}")
+CUHK03_MAT_AT = (readers.CUHK03_MAT, f"{readers.CUHK03_RELEASE}/{readers.CUHK03_MAT}")
+NEW_PROTOCOL_AT = (readers.NEW_PROTOCOL, f"{readers.CUHK03_RELEASE}/{readers.NEW_PROTOCOL}")
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,21 @@ def _published(ids: int, images: int, distractors: int = 0, **splits: tuple[int,
 
 
 _ALL = (
-    DataSet("cuhk01", ("cuhk01",), (f"campus/{SEVEN_DIGITS}.*",), cuhk.read_cuhk01, _published(971, 3_884)),
+    DataSet("cuhk01", ("cuhk01",), (f"campus/{SEVEN_DIGITS}.*",), readers.read_cuhk01, _published(971, 3_884)),
     DataSet(
-        "cuhk02", ("cuhk02", "dataset"), (" ".join(cuhk.CUHK02_FOLDERS),), cuhk.read_cuhk02, _published(1_816, 7_264)
+        "cuhk02",
+        ("cuhk02", "dataset"),
+        (" ".join(readers.CUHK02_FOLDERS),),
+        readers.read_cuhk02,
+        _published(1_816, 7_264),
     ),
     DataSet(
-        "cuhk03", CUHK03_FOLDERS, (cuhk.CUHK03_IMAGES,), cuhk.read_cuhk03, _published(1_467, 14_097), CUHK03_MAT_AT
+        "cuhk03",
+        CUHK03_FOLDERS,
+        (readers.CUHK03_IMAGES,),
+        readers.read_cuhk03,
+        _published(1_467, 14_097),
+        CUHK03_MAT_AT,
     ),
     # Market-1501 (Zheng et al., ICCV 2015).
     DataSet(
@@ -88,8 +97,8 @@ _ALL = (
     DataSet(
         "cuhk03np",
         ("cuhk03np", "detected", *CUHK03_FOLDERS),
-        (MARKET_FOLDERS, *(f"{cuhk.CUHK03_IMAGES} {place}" for place in NEW_PROTOCOL_AT)),
-        cuhk.read_cuhk03np,
+        (MARKET_FOLDERS, *(f"{readers.CUHK03_IMAGES} {place}" for place in NEW_PROTOCOL_AT)),
+        readers.read_cuhk03np,
         _published(1_467, 14_097, train=(767, 7_365), query=(700, 1_400), gallery=(700, 5_332)),
         raw=tuple(f"{mat} {place}" for mat in CUHK03_MAT_AT for place in NEW_PROTOCOL_AT),
         part_of="cuhk03",
@@ -98,9 +107,9 @@ _ALL = (
         "cuhksysu",
         ("cuhksysu", "dataset"),
         ("cropped_image",),
-        cuhk.read_cuhksysu,
+        readers.read_cuhksysu,
         _published(11_934, 34_574),
-        raw=(f"{cuhk.CUHKSYSU_SCENES} {cuhk.CUHKSYSU_MAT}",),
+        raw=(f"{readers.CUHKSYSU_SCENES} {readers.CUHKSYSU_MAT}",),
     ),
     DataSet(
         "msmt17",
@@ -163,9 +172,8 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
 
     name: which of SETS to look for, others beside it are ignored; any set if empty.
 
-    Raises:
-      FileNotFoundError: path is not a folder.
-      UserError: unknown name; there is no such data set, or there may be several (lists what was looked for or found).
+    Raises FileNotFoundError if path is not a folder, and UserError for an unknown name or if there is no such data set,
+    or may be several (lists what was looked for or found).
     """
     if name and name not in SETS:
         raise UserError(f"There is no data set {name!r}; known are {', '.join(SETS)}.")

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from metabin_jax.data.sets import catalogue, cuhk
+from metabin_jax.data.sets import catalogue, readers
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.progress import Progress
 
@@ -30,13 +30,10 @@ def ready(name: str, root: Path, into: Path) -> Path:
     cuhksysu: the boxes of annotation/Person.mat in Image/SSM become cropped_image/p00001_n01_s00001_hard0.png.
     PNG keeps the exact pixels. The new folder gets its name when it is complete.
 
-    Args:
-      root: the set's folder, or one that holds it (as for `catalogue.find`).
-      into: created if it does not exist. The images go to `into / name`; if they are there already, they are kept.
+    root: the set's folder, or one that holds it (as for `catalogue.find`). into: created if it does not exist. The
+    images go to `into / name`; if they are there already, they are kept.
 
-    Returns:
-      The set's own root if its images are files there, else `into / name`.
-
+    Returns the set's own root if its images are files there, else `into / name`.
     Raises what `catalogue.find` does, and UserError if a file is damaged or missing, or `into / name` something else.
     """
     data_set, root = catalogue.find(root, name)
@@ -50,7 +47,7 @@ def ready(name: str, root: Path, into: Path) -> Path:
             )
         return final
     if name == "cuhk03np":
-        cuhk.read_new_protocol(root)  # fails before the long work if it is damaged
+        readers.read_new_protocol(root)  # fails before the long work if it is damaged
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into, prefix=f".{name}-") as temporary:
         unfinished = Path(temporary) / name
@@ -60,15 +57,15 @@ def ready(name: str, root: Path, into: Path) -> Path:
         else:
             _extract_cuhk03(root, unfinished)
         if name == "cuhk03np":
-            shutil.copy(cuhk.in_release(root, cuhk.NEW_PROTOCOL), unfinished)
+            shutil.copy(readers.in_release(root, readers.NEW_PROTOCOL), unfinished)
         if not final.exists():  # another process may have been faster
             os.rename(unfinished, final)
     return final
 
 
 def _extract_cuhk03(root: Path, into: Path) -> None:
-    path = cuhk.in_release(root, cuhk.CUHK03_MAT)
-    folder = into / cuhk.CUHK03_IMAGES
+    path = readers.in_release(root, readers.CUHK03_MAT)
+    folder = into / readers.CUHK03_IMAGES
     folder.mkdir()
     for name, image_HWC in _cuhk03_images(path):
         Image.fromarray(image_HWC).save(folder / name)
@@ -85,7 +82,7 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 raise ValueError(f"its pairs are not of {CUHK03_CELLS} images a person")
             cells = [
                 (pair, person, cell, reference)
-                for pair, people in zip(cuhk.PAIRS, pairs, strict=True)
+                for pair, people in zip(readers.PAIRS, pairs, strict=True)
                 for person, row in enumerate(people.T, start=1)
                 for cell, reference in enumerate(row, start=1)
             ]
@@ -103,8 +100,8 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _cut_cuhksysu(root: Path, into: Path) -> None:
-    scenes = root / cuhk.CUHKSYSU_SCENES
-    boxes_of = cuhk.load_mat(root / cuhk.CUHKSYSU_MAT, _cuhksysu_boxes)
+    scenes = root / readers.CUHKSYSU_SCENES
+    boxes_of = readers.load_mat(root / readers.CUHKSYSU_MAT, _cuhksysu_boxes)
     if missing := [scenes / scene for scene in sorted(boxes_of) if not (scenes / scene).is_file()]:
         raise UserError(f"{missing[0]} is annotated but does not exist ({len(missing)} such): unpack the set again.")
     folder = into / "cropped_image"

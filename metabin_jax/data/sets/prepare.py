@@ -7,8 +7,7 @@ from pathlib import Path
 
 from metabin_jax.data.records import read_folder
 from metabin_jax.data.sets import catalogue, prepared
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import UserError, needs
 from metabin_jax.runtime.files import whole
 
 DOMAIN_NAME = re.compile(r"[\w+.-]+")  # tfds accepts these names of a config
@@ -21,14 +20,11 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
     A set that is prepared already is left as it is. The files that hold the evaluation splits of a target are copied to
     data_dir/splits. Prints a line per set, and progress on stderr.
 
-    Args:
-      manual_dir: holds the sets as they were unpacked, or is one; for "folder", holds one folder per domain.
-      data_dir: of tensorflow-datasets; created if it does not exist.
-      allow_incomplete: also prepare a set whose counts differ from the published ones.
+    manual_dir: holds the sets as they were unpacked, or is one; for "folder", holds one folder per domain. data_dir: of
+    tensorflow-datasets. allow_incomplete: also prepare a set whose counts differ from the published ones.
 
-    Raises:
-      FileNotFoundError: manual_dir is not a folder.
-      UserError: no such set, wrong file names or counts, broken images, or metabin_jax[sets] is not installed.
+    Raises FileNotFoundError if manual_dir is not a folder, and UserError for an unknown set, wrong file names or
+    counts, broken images, or if metabin_jax[sets] is not installed.
     """
     needs("preparing data sets", "sets", "tensorflow_datasets", "importlib_resources", "h5py")
     manual_dir, data_dir = (Path(os.path.abspath(os.path.expanduser(folder))) for folder in (manual_dir, data_dir))

@@ -13,13 +13,12 @@ import numpy as np
 from metabin_jax.data import cache
 from metabin_jax.data.records import SPLITS, Record
 from metabin_jax.data.sets import catalogue
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import needs
 
 NAME = "reid"
 VERSION = "1.0.0"
 LABELS = "metadata.json"  # tfds writes it before the folder gets its name
 TFDS_SPLITS = {split: split for split in SPLITS} | {"all": "all_images"}  # tfds reserves "all"
-OUR_SPLITS = {theirs: ours for ours, theirs in TFDS_SPLITS.items()}
 
 
 def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
@@ -27,9 +26,7 @@ def read(data_dir: str | Path, domains: Sequence[str] = ()) -> list[Record]:
 
     A record's path is the set's folder in data_dir, then the path that the image had below the root of its set.
 
-    Raises:
-      FileNotFoundError: a domain is not prepared, or none is.
-      UserError: metabin_jax[sets] is not installed.
+    Raises FileNotFoundError if a domain is not prepared, or none is; UserError if metabin_jax[sets] is not installed.
     """
     needs("reading prepared sets", "sets", "tensorflow_datasets")
     data_dir = Path(data_dir).expanduser()

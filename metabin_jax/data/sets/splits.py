@@ -37,9 +37,7 @@ def single_shot_splits(target: str, records: Sequence[Record], file: str | Path 
         as there are for PRID2011; or GRID's own features_and_partitions.mat. Of VIPeR files that hold every split
         twice, once from view b to view a, the splits from view a count.
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      UserError: the set is incomplete, or the file is wrong.
+    Raises FileNotFoundError for the file, and UserError if the set is incomplete or the file is wrong.
     """
     check_counts(SETS[target], records)
     images = _Images(target, records)

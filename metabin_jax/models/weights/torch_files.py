@@ -10,8 +10,7 @@ from typing import Any
 import ml_dtypes  # also registers bfloat16 with numpy, for safetensors
 import numpy as np
 
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.extras import needs
+from metabin_jax.runtime.errors import UserError, needs
 
 Arrays = dict[str, np.ndarray]
 

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from metabin_jax.models.mobilenetv2 import STAGES
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.text import few
+from metabin_jax.runtime.errors import UserError, few
 
 # Leaves of a convolution, a classifier or a norm layer. The released MetaBIN's norm layers have the branches bat_n and
 # ins_n, and gate is rho.

@@ -13,8 +13,7 @@ from scipy.special import ndtri
 from metabin_jax.models.weights import torch_files, torch_layouts
 from metabin_jax.models.weights.torch_files import Arrays
 from metabin_jax.models.weights.torch_layouts import Layout
-from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.text import few
+from metabin_jax.runtime.errors import UserError, few
 
 EPSILON = 1e-5  # of every norm layer, ours and theirs
 
@@ -80,12 +79,8 @@ def load_torch(
       may_differ: arrays that may be missing or differ in shape, on either side, and are then left out. Each entry
         stands for a name and all names below it: ours without the collection (`backbone/head`), or the file's.
 
-    Returns:
-      The variables with the file's values as NumPy arrays, and the report.
-
-    Raises:
-      UserError: the file cannot be read, is of no known project, or does not match; names both sides.
-      FileNotFoundError: there is no such file.
+    Returns the variables with the file's values as NumPy arrays, and the report. Raises FileNotFoundError, and
+    UserError if the file cannot be read, is of no known project, or does not match (names both sides).
     """
     if isinstance(path_or_state_dict, Mapping):
         source = "the state dict"

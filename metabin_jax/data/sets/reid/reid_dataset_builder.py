@@ -82,11 +82,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         name = self.builder_config.name
         if name not in catalogue.SETS:
             return manual_dir / name, read_domain(manual_dir / name, name)
-        data_set, root = catalogue.find(manual_dir, name)
-        root = extraction.ready(name, root, Path(self.data_dir_root) / "extracted")
+        root = extraction.ready(name, manual_dir, Path(self.data_dir_root) / "extracted")
         records = catalogue.read_set(name, root)
         if not self._allow_incomplete:
-            catalogue.check_counts(data_set, records)
+            catalogue.check_counts(catalogue.SETS[name], records)
         return root, records
 
     def _generate_examples(self, rows: Sequence[tuple[int, str, Record]]) -> Iterator[tuple[int, dict]]:
@@ -110,12 +109,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._broken: list[str] = []
         self._digest = hashlib.sha256()
         splits = self._split_generators(dl_manager)
-        names = self.info.metadata["split"]
-        with Progress(self.builder_config.name, len(names)) as self._progress:
-            number = {split: names.count(prepared.OUR_SPLITS[split]) for split in splits}
-            infos = [self._write(split, examples, number[split]) for split, examples in splits.items()]
+        split_of_image = [prepared.TFDS_SPLITS[split] for split in self.info.metadata["split"]]
+        with Progress(self.builder_config.name, len(split_of_image)) as self._progress:
+            infos = [self._write(split, examples, split_of_image.count(split)) for split, examples in splits.items()]
         if self._broken:
-            raise cache.broken_error(self._broken, len(names))
+            raise cache.broken_error(self._broken, len(split_of_image))
         self.info.metadata["digest"] = self._digest.hexdigest()
         return infos
 
