@@ -66,7 +66,8 @@ def rank(blocks: Blocks, labels: Labels | None = None, nearest: int = 0) -> Rank
 def images_of(query_pid: NDArray, gallery_pid: NDArray) -> Iterator[NDArray[np.int64]]:
     """For each query, the gallery images of its identity, in the gallery's order."""
     order_G = np.argsort(gallery_pid, kind="stable")
-    first_Q, last_Q = (np.searchsorted(gallery_pid[order_G], query_pid, side) for side in ("left", "right"))
+    pid_G = gallery_pid[order_G]
+    first_Q, last_Q = (np.searchsorted(pid_G, query_pid, side) for side in ("left", "right"))
     return (order_G[first:last] for first, last in zip(first_Q, last_Q, strict=True))
 
 
