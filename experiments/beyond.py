@@ -18,7 +18,7 @@ GAMMAS = (0.1, 0.5, 2.0, 6.0, 20.0)
 COUNTS = {2: "2", 3: "3", 4: "4", 0: "all"}  # 0 trains on all sources
 
 
-def _beta(preset: str) -> Mapping[str, float]:
+def beta_of(preset: str) -> Mapping[str, float]:
     """The cycle of beta in a preset, and nothing else of the preset."""
     return {f"meta.{end}": metabin(preset).meta[end] for end in ("beta_low", "beta_high")}
 
@@ -39,8 +39,8 @@ BETA = Study(
 The column rho_change shows what the inner step does: the mean of |rho' - rho|.""",
     rows=(
         # Written out although it is the default: older lines of the default row lack rho_change.
-        Row("MetaBIN, beta of the text, 0.001 to 0.1", _beta("paper")),
-        Row("MetaBIN, beta of the code, 0.0001 to 0.01", _beta("official")),
+        Row("MetaBIN, beta of the text, 0.001 to 0.1", beta_of("paper")),
+        Row("MetaBIN, beta of the code, 0.0001 to 0.01", beta_of("official")),
     ),
     compare=[("MetaBIN, beta of the text, 0.001 to 0.1", "MetaBIN, beta of the code, 0.0001 to 0.01")],
     field="rho_change",

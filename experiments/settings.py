@@ -10,18 +10,19 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import benchmark, demo, finetune, folder
+from configs import benchmark, demo, finetune, folder, networks
 from experiments.tables import Line
-from metabin_jax.data import synthetic
-from metabin_jax.data.dataset import load_images, read
+from metabin_jax.data import dataset, synthetic
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import protocols
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import read_json, write_json, write_text
+from metabin_jax.training.build import read
 from metabin_jax.training.config import override
 
-CONFIGS = {"synthetic": demo, "folder": folder, "finetune": finetune, "paper": benchmark}
+CONFIGS = {"synthetic": demo, "networks": networks, "folder": folder, "finetune": finetune, "paper": benchmark}
 NAMES = tuple(CONFIGS)
+SYNTHETIC = ("synthetic", "networks")
 SUPERVISED = {
     "meta.train_losses": ("scatter", "shuffle", "triplet", "cross_entropy"),
     "meta.test_losses": ("triplet", "cross_entropy"),
@@ -29,7 +30,7 @@ SUPERVISED = {
     "data.train_splits": ("train",),
 }
 SMOKE = {
-    "model.name": "stem", "data.height": 32, "data.width": 32, "data.pad": 2, "init": "",
+    "model.name": "stem", "data.identities": 8, "data.height": 32, "data.width": 32, "data.pad": 2, "init": "",
     "batch.ids_per_domain": 2, "batch.images_per_id": 2, "batch.ids_per_batch": 4,
     "epochs": 1, "steps_per_epoch": 2, "log_every": 1, "optimizer.warmup_epochs": 0,
 }  # fmt: skip
@@ -107,7 +108,7 @@ class Setting:
             config.update_from_flattened_dict(SUPERVISED)
         if self.smoke:
             if config.data.source == "synthetic":
-                config.data.train_domains = synthetic.DOMAIN_NAMES[:3]  # drawing all takes longer than training
+                config.data.train_domains = self._others(target)[:3]  # drawing all takes longer than training
             config.update_from_flattened_dict(SMOKE)
         if sources:
             others = self._others(target)
@@ -129,12 +130,13 @@ class Setting:
         """The domains that train for an unseen target."""
         if self.name == "paper":
             return benchmark.get_config().data.train_domains
-        domains = synthetic.DOMAIN_NAMES if self.name == "synthetic" else self._domains
-        return tuple(domain for domain in domains if domain != target)
+        return tuple(domain for domain in self._domains if domain != target)
 
     @cached_property  # a study asks for them with every seed and row
     def _domains(self) -> tuple[str, ...]:
-        return tuple(sorted({record.domain for record in read("folder", self.path)}))
+        if self.name in SYNTHETIC:
+            return synthetic.DOMAIN_NAMES
+        return tuple(sorted({record.domain for record in dataset.read("folder", self.path)}))
 
     def _unseen(self, target: str) -> ConfigDict:
         config = CONFIGS[self.name].get_config()
@@ -157,7 +159,7 @@ class Setting:
         self._override(config)
         records, trains = self._halves(target)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.name == "synthetic":
+        if self.name in SYNTHETIC:
             records = _written(records, path.with_suffix(""), (config.data.height, config.data.width))
         lines = ["path,pid,camid,domain,split"]
         for record in records:
@@ -179,8 +181,7 @@ class Setting:
 
     def _halves(self, target: str) -> tuple[list[Record], set[int]]:
         """The records of the target, and the pids of every other person, who train."""
-        data = self._unseen(target).data
-        records = read(data.source, data.path, (target,))
+        records = read(self._unseen(target), (target,))
         return records, set(sorted({record.pid for record in records})[::2])
 
 
@@ -196,6 +197,6 @@ def _written(records: list[Record], folder: Path, size: tuple[int, int]) -> list
     """The synthetic records as image files of `size` (height, width) in `folder`."""
     folder.mkdir(exist_ok=True)
     files = [record._replace(path=str(folder / f"{Path(record.path).name}.png")) for record in records]
-    for file, image in zip(files, load_images("synthetic", records, size, ""), strict=True):
+    for file, image in zip(files, dataset.load_images("synthetic", records, size, ""), strict=True):
         Image.fromarray(image).save(file.path)
     return files

@@ -21,13 +21,15 @@ import re
 import statistics
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -35,6 +37,7 @@ from ml_collections import ConfigDict
 from experiments import settings
 from experiments.settings import Setting
 from experiments.tables import Line, Row, changed_fields, differences, mean_scores, table
+from experiments.together import train_together
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_text
 from metabin_jax.runtime.runlog import read_rows
@@ -95,6 +98,9 @@ class Job:
         return config
 
 
+Work = Callable[[Sequence[Job]], Iterable[Line]]  # a group of runs -> their lines
+
+
 def run_job(job: Job) -> Line:
     """Trains and evaluates; the line has `mean_scores`."""
     if job.setting.smoke:
@@ -107,36 +113,61 @@ def run_job(job: Job) -> Line:
     return line | {field: statistics.mean(row[f"inner/{field}"] for row in inner) for field in fields}
 
 
+def run_together(jobs: Sequence[Job], **settings: Any) -> list[Line]:
+    """`run_job` of several jobs of one row in one program. settings: of `train_together`, whose curves the lines have."""
+    if jobs[0].setting.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)
+    found = train_together([job.config() for job in jobs], **settings)
+    lines = []
+    for job, (result, curve) in zip(jobs, found, strict=True):
+        rounded = {name: [float(f"{value:.4g}") for value in values] for name, values in curve.items()}
+        lines.append(job.head | result | {"curve": rounded})
+    return lines
+
+
 def run_study(
     rows: Sequence[Row], setting: Setting, seeds: Sequence[int], workdir: Path, targets: Sequence[str] = (),
     jobs: int = 1, work: Callable[[Job], Line] = run_job, log_name: str = "results.jsonl",
 ) -> list[Line]:  # fmt: skip
-    """Does all runs, each once, seed by seed; returns the lines of the log in `workdir`, which grows as runs finish.
+    """`run_all` of every row, target and seed, seed by seed. targets: default: all of the setting."""
+    everything = [
+        Job(row, target, seed, setting, workdir)
+        for seed in dict.fromkeys(seeds)
+        for row in rows
+        for target in dict.fromkeys(targets or setting.targets(row.supervised))
+    ]
+    return run_all([[job] for job in everything], setting, workdir, jobs, partial(map, work), log_name)
 
-    targets: domains to evaluate on; default: all of the setting. jobs: how many processes run at once. work: does one
-    run and returns its line, which begins with `job.head`. Raises UserError if another study works in `workdir` or its
-    results are of another setting, and whatever training raises; no further run is started after an error.
+
+def run_all(
+    groups: Sequence[Sequence[Job]],
+    setting: Setting,
+    workdir: Path,
+    jobs: int,
+    work: Work,
+    log_name: str = "results.jsonl",
+) -> list[Line]:
+    """Does all runs, each once; returns the lines of the log in `workdir`, which grows as groups of runs finish.
+
+    jobs: how many processes run at once. work: does a group of runs and returns their lines, each of which begins with
+    `job.head`. Raises UserError if another study works in `workdir` or its results are of another setting, and whatever
+    training raises; no further group is started after an error.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
         log = workdir / log_name
         lines = read(log)
         done = {(line["run"], line["target"], line["seed"]) for line in lines}
-        everything = [
-            Job(row, target, seed, setting, workdir)
-            for seed in dict.fromkeys(seeds)
-            for row in rows
-            for target in dict.fromkeys(targets or setting.targets(row.supervised))
-        ]
-        todo = [job for job in everything if job.key not in done]
-        for job in todo:
+        left = ([job for job in group if job.key not in done] for group in groups)
+        todo = [group for group in left if group]
+        for job in (flat := [job for group in todo for job in group]):
             job.config()  # raises before the first run is started
         setting.keep(workdir, lines)
-        for target in dict.fromkeys(job.target for job in todo if job.row.supervised):
+        for target in dict.fromkeys(job.target for job in flat if job.row.supervised):
             setting.halve(target, workdir)
         jobs = min(jobs, len(todo))
-        for line in _in_processes(todo, jobs, work) if jobs > 1 else map(work, todo):
-            lines.append(line)
+        for found in _in_processes(todo, jobs, work) if jobs > 1 else map(work, todo):
+            lines += found
             write_text(log, "".join(json.dumps(each) + "\n" for each in lines))  # whole or not at all
     return lines
 
@@ -151,14 +182,14 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -> Iterator[Line]:
-    """Yields lines as runs finish. An error is raised once the runs under way have finished; no other is started."""
+def _in_processes(todo: Sequence[Sequence[Job]], jobs: int, work: Work) -> Iterator[Iterable[Line]]:
+    """Yields the lines of a group as it finishes. An error is raised once the runs under way have finished; no other is started."""
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that uses JAX may hang
     numbers = spawn.SimpleQueue()
     for number in range(jobs):
         numbers.put(number)
     with ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=(numbers, jobs)) as pool:
-        futures = [pool.submit(work, job) for job in todo]
+        futures = [pool.submit(_listed, work, group) for group in todo]
         errors = []
         try:
             for future in as_completed(futures):
@@ -176,6 +207,10 @@ def _in_processes(todo: Sequence[Job], jobs: int, work: Callable[[Job], Line]) -
             raise
         if errors:
             raise errors[0]
+
+
+def _listed(work: Work, group: Sequence[Job]) -> list[Line]:
+    return list(work(group))
 
 
 def _start_worker(numbers: SimpleQueue, jobs: int) -> None:

@@ -9,6 +9,8 @@ float32 when x is narrower and keep x's dtype when it is float64. `momentum` is 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -203,51 +205,72 @@ class InstanceNorm(Norm):
 
 
 class HalfNorm(Norm):
-    """Table 4's "BN+IN half": BN on the first C // 2 channels, IN on the others, each with its own variables.
+    """BN on one half of the channels, IN on the other, each with its own variables.
 
-    In training each half computes its own coefficients, which saves the work that the affine form spends on zeros.
+    BN takes the first C // 2 channels, as in Table 4's "BN+IN half". With `instance_first` IN takes them, as in IBN
+    (Pan et al., ECCV 2018). In training each half computes its own coefficients, which saves the work that the affine
+    form spends on zeros.
     """
+
+    instance_first: bool = False
 
     def setup(self) -> None:
         self.bn = BatchNorm(self.momentum, self.epsilon)
         setattr(self, "in", InstanceNorm(self.momentum, self.epsilon))  # the variables' name is a Python keyword
 
+    def halves(self, channels: int) -> list[tuple[Norm, slice]]:
+        """Each half's layer and channels, in the order of the channels."""
+        layers = [self.bn, getattr(self, "in")]
+        slices = slice(0, channels // 2), slice(channels // 2, channels)
+        return list(zip(layers[::-1] if self.instance_first else layers, slices, strict=True))
+
     def affine(self, channels: int, batch: BatchMoments | None = None) -> Affine:
-        half = channels // 2
-        bn_C, _, bn_shift_C = self.bn.affine(half, jax.tree.map(lambda moment_C: moment_C[:half], batch))
-        in_batch_C, in_C, in_shift_C = getattr(self, "in").affine(channels - half)
-        pairs = (bn_C, in_batch_C), (jnp.zeros_like(bn_C), in_C), (bn_shift_C, in_shift_C)
-        return Affine(*map(jnp.concatenate, pairs))
+        halves = [
+            layer.affine(own.stop - own.start, jax.tree.map(lambda moment_C, own=own: moment_C[own], batch))
+            for layer, own in self.halves(channels)
+        ]
+        filled = [
+            half._replace(instance_C=jnp.zeros_like(half.batch_C)) if half[1] is None else half for half in halves
+        ]
+        return Affine(*map(jnp.concatenate, zip(*filled, strict=True)))
 
     def coefficients(self, x_NHWC: Array, train: bool) -> tuple[Array, Array]:
         chex.assert_rank(x_NHWC, 4)
-        images, *_, channels = x_NHWC.shape
-        bn_NC, bn_shift_NC = self.bn.coefficients(x_NHWC[..., : channels // 2], train)
-        in_NC, in_shift_NC = getattr(self, "in").coefficients(x_NHWC[..., channels // 2 :], train)
-        bn_NC, bn_shift_NC = (jnp.broadcast_to(a_1C, (images, channels // 2)) for a_1C in (bn_NC, bn_shift_NC))
-        return jnp.concatenate([bn_NC, in_NC], axis=1), jnp.concatenate([bn_shift_NC, in_shift_NC], axis=1)
+        halves = [layer.coefficients(x_NHWC[..., own], train) for layer, own in self.halves(x_NHWC.shape[-1])]
+        full = [[jnp.broadcast_to(a, (x_NHWC.shape[0], a.shape[1])) for a in half] for half in halves]
+        scale_NC, shift_NC = (jnp.concatenate(pair, axis=1) for pair in zip(*full, strict=True))
+        return scale_NC, shift_NC
 
 
 @dataclasses.dataclass(frozen=True)
 class NormFactory:
-    """Makes the norm layer of a stage. depth: the stage's number over the number of stages, in (0, 1]."""
+    """Makes the norm layers of a net.
 
-    shallow: type[Norm]
-    deep: type[Norm]
+    shallow, deep: of the first two thirds of the stages, and of the others. opening: of the first layer of each block,
+    except in the last stage with blocks; None for the same as in the rest of the stage.
+    """
+
+    shallow: Callable[..., Norm]
+    deep: Callable[..., Norm]
+    opening: Callable[..., Norm] | None = None
     dtype: jnp.dtype | None = None
 
-    def __call__(self, depth: float, name: str) -> Norm:
+    def __call__(self, depth: float, name: str, opens: bool = False) -> Norm:
+        """depth: the stage's number over the number of stages, in (0, 1]. opens: whether `opening` applies."""
         layer = self.shallow if depth <= 2 / 3 else self.deep
-        return layer(dtype=self.dtype, name=name)
+        return ((opens and self.opening) or layer)(dtype=self.dtype, name=name)
 
 
-# Name -> the layers of shallow and of deep stages. A layer of your own: LAYERS["mine"] = (MyNorm, MyNorm).
+# Name -> the layers of shallow stages, of deep stages and, optionally, the `opening` ones. A layer of your own:
+# LAYERS["mine"] = (MyNorm, MyNorm).
 # DualNorm ([20]) as the MetaBIN authors run it: IN in stages 1-6 of 9, BN in 7-9.
-LAYERS: dict[str, tuple[type[Norm], type[Norm]]] = {
+# IBN-a (Pan et al., ECCV 2018): half IN, half BN after the first convolution of a block, BN elsewhere.
+LAYERS: dict[str, tuple[Callable[..., Norm], ...]] = {
     "bn": (BatchNorm, BatchNorm),
     "in": (InstanceNorm, InstanceNorm),
     "half": (HalfNorm, HalfNorm),
     "dualnorm": (InstanceNorm, BatchNorm),
+    "ibn_a": (BatchNorm, BatchNorm, functools.partial(HalfNorm, instance_first=True)),
     "bin": (SharedBatchInstanceNorm, SharedBatchInstanceNorm),
     "metabin": (BatchInstanceNorm, BatchInstanceNorm),
 }

@@ -1,10 +1,12 @@
 """From a source of images to what a run trains on."""
 
 import dataclasses
+import io
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
+from PIL import Image
 
 from metabin_jax.data import cache, synthetic
 from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
@@ -25,13 +27,22 @@ class Source:
     images: Callable[[Sequence[Record], tuple[int, int], str], np.ndarray] = cache.load_images
 
 
+def _list_synthetic(identities: str, domains: Sequence[str]) -> list[Record]:
+    """Of all networks, each with so many identities; by default 40."""
+    return synthetic.list_records(**({"ids_per_domain": int(identities)} if identities else {}))
+
+
 def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
-    return synthetic.generate(seed=0, domains=list(dict.fromkeys(record.domain for record in records)), size=size)[0]
+    def drawn(record: Record) -> IO[bytes]:
+        Image.fromarray(synthetic.draw_record(record, size)).save(file := io.BytesIO(), "png", compress_level=0)
+        return file
+
+    return cache.load_images(records, size, cache_dir, lambda record: f"{record.path}, {synthetic.DRAWING}", drawn)
 
 
 # config.data.source -> how it is read. Add an entry to train and evaluate on a kind of data set of your own.
 SOURCES = {
-    "synthetic": Source(lambda path, domains: synthetic.list_records(), _draw_synthetic),
+    "synthetic": Source(_list_synthetic, _draw_synthetic),
     "folder": Source(read_folder),
     "csv": Source(lambda path, domains: read_csv(path)),
     "prepared": Source(prepared.read, prepared.load_images),
@@ -41,7 +52,8 @@ SOURCES = {
 def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
     """The records of `domains`, in this order, or of all domains; opens no image.
 
-    path: the folder of domains, the CSV manifest, or the data_dir that `metabin prepare` wrote to.
+    path: the folder of domains, the CSV manifest, or the data_dir that `metabin prepare` wrote to; of synthetic people
+    the number of identities of each network.
     Raises UserError if a domain is not in the data, and what the reader of the source (one of SOURCES) raises.
     """
     records = SOURCES[source].read(path, domains)

@@ -5,7 +5,8 @@ viewpoint and scale. Statistics of some domains therefore do not fit another. Th
 unseen target: more extreme than all others in cast, gamma, blur, resolution and noise.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from metabin_jax.data import pedestrian
 from metabin_jax.data.records import Record
 
+DRAWING = "drawing 1"  # names what is drawn: change it with the drawing
 SUPERSAMPLING = 3
 SCENE_WIDTHS = 6  # a camera's scene is this many images wide, and each image shows a random part of it
 MIN_SIZE = (16, 8)
@@ -110,7 +112,8 @@ def generate(
       "all". A path such as "synthetic/plaza/0007_c1_03" (pid, camid, number) is a name only: there is no such file.
     """
     _check(seed, domains, ids_per_domain, images_per_id, size)
-    drawn = [image for name in domains for image in _domain(seed, name, ids_per_domain, images_per_id, size)]
+    people, numbers = range(ids_per_domain), range(images_per_id)
+    drawn = [draw(seed, name, pid, number, tuple(size)) for name in domains for pid in people for number in numbers]
     return np.stack(drawn), list_records(domains, ids_per_domain=ids_per_domain, images_per_id=images_per_id)
 
 
@@ -131,21 +134,31 @@ def _check(seed: int, domains: Sequence[str], ids: int, images_per_id: int, size
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
-def _domain(seed: int, domain: str, ids: int, images_per_id: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    number, network = DOMAIN_NAMES.index(domain), DOMAINS[domain]
+@functools.lru_cache(maxsize=2 * len(DOMAINS))
+def _network(seed: int, domain: str, size: tuple[int, int]) -> tuple[list[Camera], list[Image.Image]]:
+    """The domain's cameras and the scene before each of them."""
+    network = DOMAINS[domain]
+    cameras = [_camera(network, _rng(seed, domain, 0, k)) for k in range(len(network.yaws))]
+    return cameras, [_scene(camera, _rng(seed, domain, 1, k), size) for k, camera in enumerate(cameras)]
 
-    def rng(kind: int, first: int, second: int = 0) -> np.random.Generator:
-        return np.random.default_rng([seed, number, kind, first, second])
 
-    cameras = [_camera(network, rng(0, k)) for k in range(len(network.yaws))]
-    scenes = [_scene(camera, rng(1, k), size) for k, camera in enumerate(cameras)]
-    for pid in range(ids):
-        family, member = divmod(pid, pedestrian.FAMILY_SIZE)
-        person = pedestrian.draw_identity(rng(2, family), rng(3, pid), member)
-        for index in range(images_per_id):
-            k, image_rng = index % len(cameras), rng(4, pid, index)
-            pose = pedestrian.draw_pose(image_rng, network.yaws[k])
-            yield _photograph(person, pose, cameras[k], scenes[k], image_rng)
+def draw(seed: int, domain: str, pid: int, number: int, size: tuple[int, int]) -> np.ndarray:
+    """Image `number` of a person, uint8 [height, width, 3], as in `generate`."""
+    cameras, scenes = _network(seed, domain, size)
+    family, member = divmod(pid, pedestrian.FAMILY_SIZE)
+    person = pedestrian.draw_identity(_rng(seed, domain, 2, family), _rng(seed, domain, 3, pid), member)
+    k, rng = number % len(cameras), _rng(seed, domain, 4, pid, number)
+    pose = pedestrian.draw_pose(rng, DOMAINS[domain].yaws[k])
+    return _photograph(person, pose, cameras[k], scenes[k], rng)
+
+
+def draw_record(record: Record, size: tuple[int, int]) -> np.ndarray:
+    """The image of a record of `list_records`, of seed 0."""
+    return draw(0, record.domain, record.pid, int(record.path[-2:]), size)
+
+
+def _rng(seed: int, domain: str, kind: int, first: int, second: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, DOMAIN_NAMES.index(domain), kind, first, second])
 
 
 def _camera(network: Camera, rng: np.random.Generator) -> Camera:

@@ -54,21 +54,23 @@ class InvertedResidual(nn.Module):
     expand_always: bool
     norm: NormFactory
     depth: float
+    opens: bool  # see NormFactory
     act: Callable
     dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(self, x_NHWC: jax.Array, train: bool) -> jax.Array:
-        def normalised(name: str, y_NHWC: jax.Array) -> Before:
-            return Before(*self.norm(self.depth, name=name).coefficients(y_NHWC, train), self.act)
+        def normalised(name: str, y_NHWC: jax.Array, opens: bool) -> Before:
+            return Before(*self.norm(self.depth, name, opens).coefficients(y_NHWC, train), self.act)
 
         channels = x_NHWC.shape[-1]
         y_NHWC, before = x_NHWC, None
-        if self.expansion != 1 or self.expand_always:
+        expands = self.expansion != 1 or self.expand_always
+        if expands:
             y_NHWC = Conv(channels * self.expansion, 1, dtype=self.dtype, name="expand")(x_NHWC)
-            before = normalised("expand_norm", y_NHWC)
+            before = normalised("expand_norm", y_NHWC, self.opens)
         y_NHWC = DepthwiseConv(self.stride, dtype=self.dtype, name="depthwise")(y_NHWC, before)
-        before = normalised("depthwise_norm", y_NHWC)
+        before = normalised("depthwise_norm", y_NHWC, self.opens and not expands)
         y_NHWC = Conv(self.features, 1, dtype=self.dtype, name="project")(y_NHWC, before)
         y_NHWC = self.norm(self.depth, name="project_norm")(y_NHWC, train)
         keeps_shape = self.stride == 1 and self.features == channels
@@ -106,6 +108,7 @@ class MobileNetV2(nn.Module):
                     expand_always=not self.standard,
                     norm=self.norm,
                     depth=number / last,
+                    opens=number <= len(self.stages),
                     act=self.act,
                     dtype=self.dtype,
                     name=f"stage{number}_block{block}",

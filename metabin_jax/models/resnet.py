@@ -20,11 +20,11 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x_NHWC: jax.Array, train: bool) -> jax.Array:
-        def normalised(name: str, y_NHWC: jax.Array) -> Before:
-            return Before(*self.norm(self.depth, name=name).coefficients(y_NHWC, train), nn.relu)
+        def normalised(name: str, y_NHWC: jax.Array, opens: bool = False) -> Before:
+            return Before(*self.norm(self.depth, name, opens).coefficients(y_NHWC, train), nn.relu)
 
         y_NHWC = Conv(self.features, 1, dtype=self.dtype, name="conv1")(x_NHWC)
-        before = normalised("norm1", y_NHWC)
+        before = normalised("norm1", y_NHWC, opens=self.depth < 1)
         y_NHWC = Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv2")(y_NHWC, before)
         before = normalised("norm2", y_NHWC)
         y_NHWC = Conv(4 * self.features, 1, dtype=self.dtype, name="conv3")(y_NHWC, before)

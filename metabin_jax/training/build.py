@@ -82,7 +82,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def read(config: ConfigDict, domains: Sequence[str] = ()) -> list[Record]:
     """The records of `domains`, or of all, under the config's data settings."""
-    return dataset.read(config.data.source, config.data.path, domains)
+    data = config.data
+    return dataset.read(data.source, str(data.identities) if data.source == "synthetic" else data.path, domains)
 
 
 def load_images(config: ConfigDict, records: Sequence[Record]) -> np.ndarray:

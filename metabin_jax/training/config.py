@@ -41,7 +41,7 @@ CHOICES: dict[str, Collection[str]] = {
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
     2: ("batch.ids_per_domain", "batch.images_per_id", "batch.ids_per_batch"),  # triplets: a positive, a negative
-    1: ("meta.beta_epochs", "epochs", "steps_per_dispatch", "log_every", "eval.batch_size"),
+    1: ("data.identities", "meta.beta_epochs", "epochs", "steps_per_dispatch", "log_every", "eval.batch_size"),
     0: (
         "seed", "steps_per_epoch", "data.pad", "batch.meta_train_domains", "loss.margin", "loss.smoothing",
         "optimizer.alpha", "optimizer.momentum", "optimizer.weight_decay", "optimizer.bias_lr_factor",
@@ -64,7 +64,8 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.seed = 0
     # The norm layer and how rho is learned: bn, in, half, dualnorm, bin, metabin (Table 4). Of Table 3: bn_mldg and
     # bin_mldg (MLDG [22] on bn and bin), metabin_shared (with bin's layer), metabin_joint (without episode separation).
-    # Beyond the paper: mixstyle (on bn) and metabin_mixstyle (models.mixstyle); bau (on bn) and metabin_bau (bau).
+    # Beyond the paper: ibn_a (norm.LAYERS); mixstyle (on bn) and metabin_mixstyle (models.mixstyle); bau (on bn) and
+    # metabin_bau (bau).
     config.method = "metabin"
     config.init = ""  # file of weights to start from, see models.load_torch; "" = random. The paper: ImageNet, Sec. 4.1
     # identity | bn: what the IN branch's scale and bias are where `init` has none: 1 and 0 (released code), or BN's. A
@@ -74,6 +75,7 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.data = ConfigDict()
     # synthetic | folder (of domains, Market-1501 file names) | csv (a manifest) | prepared (by metabin prepare)
     config.data.source = "folder"
+    config.data.identities = 40  # of each network of the synthetic people, the source `synthetic`
     config.data.path = ""  # of the folder or the CSV file, or the data_dir of metabin prepare
     config.data.protocol = ""  # the benchmark that sources and targets are of (configs/benchmark.py), for its tables
     config.data.train_domains = ()  # the sources; () = all that are not evaluated on

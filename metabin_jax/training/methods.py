@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
     "metabin_shared": Method("bin", MetaBIN, splits_domains=True),
     "metabin_joint": Method("metabin", Joint, splits_domains=True),
     # beyond the paper
+    "ibn_a": Method("ibn_a", Learner),
     "mixstyle": Method("bn", Learner, mixes_styles=True),
     "metabin_mixstyle": Method("metabin", MetaBIN, splits_domains=True, mixes_styles=True),
     "bau": Method("bn", BAU),

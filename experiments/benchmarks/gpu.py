@@ -1,0 +1,202 @@
+"""What one GPU does in a few minutes: correctness, iteration time beside PyTorch's, kernels, dispatch, embedding.
+
+    python -m experiments.benchmarks.gpu --output=DIR          about four minutes; PyTorch takes part if it is installed
+    python -m experiments.benchmarks.gpu --output=DIR --cpu    the same with a tiny net, to see that everything runs
+
+The paper's net and batches (80 + 48 + 32 images of 256 x 128). Each contestant is a process of its own. All of them
+compile at once, then take turns at the device. DIR gets gpu.json and gpu.md; both are written again after every part,
+so that what was measured stays. A contestant that fails or takes too long leaves the others as they are, and its error
+is in the tables. `shifts` computes the depthwise convolutions as nine shifted multiply-adds, as on a CPU, and `library
+stem` the first convolution by the library. AMP: autocast to bfloat16. Memory is the peak that the process's allocator
+saw; "planned" is what the compiler announced, which `metabin plan` prints.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from experiments.tables import markdown
+from metabin_jax.runtime.files import write_json, write_text
+
+# Contestant -> what it does, and the settings of `workers.build`.
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "checks": {"kind": "checks"},
+    "bfloat16, first order": {"kind": "step", "dtype": "bfloat16"},
+    "bfloat16, exact": {"kind": "step", "dtype": "bfloat16", "first_order": False},
+    "float32, first order": {"kind": "step", "dtype": "float32"},
+    "float32, exact": {"kind": "step", "dtype": "float32", "first_order": False},
+    "PyTorch, AMP, channels last": {"kind": "torch", "amp": True},
+    "PyTorch, AMP, channels last, compiled": {"kind": "torch", "amp": True, "compiled": True},
+    "PyTorch, float32": {"kind": "torch"},
+    "bfloat16, first order, shifts": {"kind": "step", "dtype": "bfloat16", "form": "shifts"},
+    "bfloat16, first order, library stem": {"kind": "step", "dtype": "bfloat16", "form": "library stem"},
+    "streaming": {"kind": "dispatch", "steps": 1, "resident": False},
+    "resident": {"kind": "dispatch", "steps": 1, "resident": True},
+    "resident, 8 steps a dispatch": {"kind": "dispatch", "steps": 8, "resident": True},
+    "embed, bfloat16": {"kind": "embed", "dtype": "bfloat16"},
+    "embed, float32": {"kind": "embed", "dtype": "float32"},
+}
+BASE = "bfloat16, first order"  # the ratios are to it
+
+
+class Worker:
+    """A contestant in a process of its own, which answers one line of JSON to each line that it gets."""
+
+    def __init__(self, name: str, settings: dict[str, Any], log: Path):
+        command = [sys.executable, "-m", "experiments.benchmarks.gpu_workers", json.dumps(settings)]
+        self.name, self.log, self.answers = name, log, Queue()  # type: ignore[var-annotated]
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            if line.startswith("{"):
+                self.answers.put(json.loads(line))
+        self.answers.put({"error": self._last_words()})
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b|PyTorch is", line)]
+        return [*errors, *lines, "it stopped without a word"][0 if not errors else len(errors) - 1][:300]
+
+    def answer(self, deadline: float) -> dict[str, Any]:
+        """The next answer; {"error": why} if it failed or has none by then."""
+        try:
+            return self.answers.get(timeout=max(0.1, deadline - time.monotonic()))
+        except Empty:
+            return {"error": "no answer in time"}
+
+    def ask(self, word: str, deadline: float) -> dict[str, Any]:
+        try:
+            assert self.process.stdin
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            return {"error": self._last_words()}
+        return self.answer(deadline)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def compete(
+    contestants: dict[str, dict[str, Any]], turns: int, deadline: float, log: Path, keep: Callable[[dict], None]
+) -> dict[str, dict[str, Any]]:
+    """Name -> what was found of each contestant. Calls keep(found) whenever something new is known."""
+    workers = {
+        name: Worker(name, settings, log / f"{number}.txt")
+        for number, (name, settings) in enumerate(contestants.items())
+    }
+    found: dict[str, dict[str, Any]] = {name: {} for name in contestants}
+
+    def add(name: str, answer: dict[str, Any]) -> None:
+        milliseconds = found[name].get("ms", []) + answer.pop("ms", [])
+        found[name] |= answer | ({"ms": milliseconds} if milliseconds else {})
+        if answer or milliseconds:
+            print(f"{name}: {json.dumps(answer or milliseconds[-3:])[:400]}", flush=True)
+        keep(found)
+
+    try:
+        for name, worker in workers.items():
+            add(name, worker.answer(deadline))  # what it says when it is ready
+        for word in [*["time"] * turns, "memory", "profile"]:
+            for name, worker in workers.items():
+                if "error" not in found[name]:
+                    add(name, worker.ask(word, deadline))
+    finally:
+        for worker in workers.values():
+            worker.end()
+    return found
+
+
+def report(found: dict[str, dict[str, Any]], card: str) -> str:
+    """Tables in Markdown of what `compete` has found so far."""
+    base = statistics.median(found.get(BASE, {}).get("ms", [float("nan")]))
+    rows = []
+    for name, numbers in found.items():
+        if "checks" in numbers or not ("ms" in numbers or "error" in numbers):
+            continue
+        cells = [name]
+        if "ms" in numbers:
+            ms = numbers["ms"]
+            median = statistics.median(ms)
+            cells += [f"{median:.2f} ({min(ms):.2f} to {max(ms):.2f})", f"{median / base:.2f}"]
+            cells += [f"{1000 * numbers['images'] / median:,.0f}"]
+        else:
+            cells += [numbers["error"], "-", "-"]
+        cells += [f"{numbers[field] / 2**20:,.0f}" if field in numbers else "-" for field in ("peak", "planned")]
+        cells += [f"{100 * numbers['idle']:.0f}" if numbers.get("idle") is not None else "-"]
+        rows.append([*cells, f"{numbers['ready']:.0f}" if "ready" in numbers else "-"])
+    header = [
+        "contestant",
+        "ms (min to max)",
+        "ratio",
+        "images/s",
+        "peak, MiB",
+        "planned, MiB",
+        "idle, %",
+        "to compile, s",
+    ]
+    parts = [f"On {card}.", markdown(header, rows)]
+    parts += [
+        markdown(["check", "found", "allowed"], found[name]["checks"]) for name in found if "checks" in found[name]
+    ]
+    for name, numbers in found.items():
+        if numbers.get("kernels"):
+            parts += [
+                f"Kernels of {name}, ms an iteration:",
+                markdown(["kernel", "kind", "ms", "share, %"], numbers["kernels"]),
+            ]
+            parts.append(markdown(["kind", "ms", "share, %"], numbers["kinds"]))
+        if numbers.get("bandwidth"):
+            parts.append(numbers["bandwidth"])
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the folder for gpu.json and gpu.md")
+    parser.add_argument("--cpu", action="store_true", help="a tiny net on the CPU")
+    parser.add_argument("--seconds", type=float, default=240, help="when to stop waiting for contestants")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="CONTESTANT", default=list(CONTESTANTS))
+    args = parser.parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the contestants share the device
+    if args.cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    card = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks.gpu_workers", "{}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.splitlines()[-1]
+
+    def keep(found: dict[str, dict[str, Any]]) -> None:
+        write_json(args.output / "gpu.json", {"card": card, "found": found})
+        write_text(args.output / "gpu.md", report(found, card))
+
+    contestants = {name: CONTESTANTS[name] | {"tiny": args.cpu} for name in args.only}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+        found = compete(contestants, args.turns, time.monotonic() + args.seconds, Path(folder), keep)
+    print(report(found, card))
+
+
+if __name__ == "__main__":
+    main()
