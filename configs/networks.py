@@ -12,7 +12,6 @@ from configs import demo
 def get_config(preset: str = "paper") -> ConfigDict:
     config = demo.get_config(preset)
     config.data.identities = 200
-    config.model.dtype = "bfloat16"  # on a GPU, as in the preset
     config.selection = "source_val"
     config.steps_per_epoch = 300  # ten epochs, with the decay of alpha of `demo`
     config.meta.beta_epochs = 1

@@ -55,10 +55,8 @@ class Lanes:
                 f"runs that train together differ in {', '.join(LABELS + NUMBERS)} alone and have equal numbers of "
                 "identities: train these one by one"
             )
-        domains = dict.fromkeys(
-            d for run in runs for d in (*run.config.data.train_domains, *run.config.data.eval_domains)
-        )
-        records = read(runs[0].config, tuple(domains))
+        named = [(*run.config.data.train_domains, *run.config.data.eval_domains) for run in runs]
+        records = read(runs[0].config, tuple(sorted({domain for domains in named for domain in domains})))
         row_of = {record.path: row for row, record in enumerate(records)}
         place = [np.array([row_of[record.path] for record in run.data.records]) for run in runs]
         return cls(runs, records, load_images(runs[0].config, records), place)
