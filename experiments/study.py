@@ -114,7 +114,7 @@ def run_job(job: Job) -> Line:
 
 
 def run_together(jobs: Sequence[Job], **settings: Any) -> list[Line]:
-    """`run_job` of several jobs of one row in one program. settings: of `train_together`, whose curves the lines have."""
+    """`run_job` of several jobs in one program. settings: of `train_together`, whose curves the lines have."""
     if jobs[0].setting.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
     found = train_together([job.config() for job in jobs], **settings)
@@ -183,7 +183,7 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 def _in_processes(todo: Sequence[Sequence[Job]], jobs: int, work: Work) -> Iterator[Iterable[Line]]:
-    """Yields the lines of a group as it finishes. An error is raised once the runs under way have finished; no other is started."""
+    """Yields lines as groups finish. An error is raised once the runs under way have finished; no other is started."""
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that uses JAX may hang
     numbers = spawn.SimpleQueue()
     for number in range(jobs):

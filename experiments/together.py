@@ -71,8 +71,8 @@ class Lanes:
     def rows(self, steps: range) -> StepRows:
         """What each lane sees in these steps: int32 [L, N, K]."""
         lanes = [zip(*map(run.rows, steps), strict=True) for run in self.runs]
-        parts = zip(*([own[np.stack(rows, 1)] for rows in lane] for lane, own in zip(lanes, self.place, strict=True)))
-        return StepRows(*(np.stack(part).astype(np.int32) for part in parts))
+        placed = [[own[np.stack(rows, 1)] for rows in lane] for lane, own in zip(lanes, self.place, strict=True)]
+        return StepRows(*(np.stack(part).astype(np.int32) for part in zip(*placed, strict=True)))
 
     def numbers(self) -> dict[str, np.ndarray]:
         """The values [L] of NUMBERS."""

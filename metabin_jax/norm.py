@@ -265,7 +265,8 @@ class NormFactory:
 # LAYERS["mine"] = (MyNorm, MyNorm).
 # DualNorm ([20]) as the MetaBIN authors run it: IN in stages 1-6 of 9, BN in 7-9.
 # IBN-a (Pan et al., ECCV 2018): half IN, half BN after the first convolution of a block, BN elsewhere.
-LAYERS: dict[str, tuple[Callable[..., Norm], ...]] = {
+Layer = Callable[..., Norm]
+LAYERS: dict[str, tuple[Layer, Layer] | tuple[Layer, Layer, Layer]] = {
     "bn": (BatchNorm, BatchNorm),
     "in": (InstanceNorm, InstanceNorm),
     "half": (HalfNorm, HalfNorm),
@@ -280,4 +281,5 @@ def create(name: str, dtype: jnp.dtype | None = None) -> NormFactory:
     """The factory for one of LAYERS. Raises ValueError for another name."""
     if name not in LAYERS:
         raise ValueError(f"norm must be one of {', '.join(LAYERS)}; got {name!r}")
-    return NormFactory(*LAYERS[name], dtype=dtype)
+    shallow, deep, *opening = LAYERS[name]
+    return NormFactory(shallow, deep, opening[0] if opening else None, dtype)

@@ -1,14 +1,16 @@
 """What one GPU does in a few minutes: correctness, iteration time beside PyTorch's, kernels, dispatch, embedding.
 
-    python -m experiments.benchmarks.gpu --output=DIR          about four minutes; PyTorch takes part if it is installed
+    python -m experiments.benchmarks.gpu --output=DIR          about eight minutes; with PyTorch if it is installed
     python -m experiments.benchmarks.gpu --output=DIR --cpu    the same with a tiny net, to see that everything runs
 
-The paper's net and batches (80 + 48 + 32 images of 256 x 128). Each contestant is a process of its own. All of them
-compile at once, then take turns at the device. DIR gets gpu.json, gpu.md and what each contestant had to say in logs/; the first two are written again after every part,
-so that what was measured stays. A contestant that fails or takes too long leaves the others as they are, and its error
-is in the tables. `shifts` computes the depthwise convolutions as nine shifted multiply-adds, as on a CPU, and `library
-stem` the first convolution by the library. AMP: autocast to bfloat16. Memory is the peak that the process's allocator
-saw; "planned" is what the compiler announced, which `metabin plan` prints.
+The paper's net and batches (80 + 48 + 32 images of 256 x 128). Each contestant is a process of its own. Three compile
+at a time; then all take turns at the device. DIR gets gpu.json, gpu.md and, in logs/, what each contestant had to say.
+The first two are written again after every part, so that what was measured stays. A contestant that fails or takes too
+long leaves the others as they are, and its error is in the tables.
+
+`shifts` computes the depthwise convolutions as nine shifted multiply-adds, as on a CPU, and `library stem` the first
+convolution by the library. AMP: autocast to bfloat16. Memory is the peak that the process's allocator saw; "planned" is
+what the compiler announced, which `metabin plan` prints.
 """
 
 import argparse
@@ -47,7 +49,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "embed, bfloat16": {"kind": "embed", "dtype": "bfloat16"},
     "embed, float32": {"kind": "embed", "dtype": "float32"},
 }
-COMPILING = 0.7
+AT_ONCE, COMPILING = 3, 0.7
 BASE = "bfloat16, first order"  # the ratios are to it
 
 
@@ -74,12 +76,12 @@ class Worker:
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b|PyTorch is", line)]
         return [*errors, *lines, "it stopped without a word"][0 if not errors else len(errors) - 1][:300]
 
-    def answer(self, deadline: float) -> dict[str, Any]:
-        """The next answer; {"error": why} if it failed or has none by then."""
+    def answer(self, seconds: float) -> dict[str, Any] | None:
+        """The next answer, {"error": why} of a contestant that failed; None if there is none in so many seconds."""
         try:
-            return self.answers.get(timeout=max(0.1, deadline - time.monotonic()))
+            return self.answers.get(timeout=max(0.1, seconds))
         except Empty:
-            return {"error": "no answer in time"}
+            return None
 
     def ask(self, word: str, deadline: float) -> dict[str, Any]:
         try:
@@ -88,7 +90,7 @@ class Worker:
             self.process.stdin.flush()
         except OSError:
             return {"error": self._last_words()}
-        return self.answer(deadline)
+        return self.answer(deadline - time.monotonic()) or {}
 
     def end(self) -> None:
         self.process.kill()
@@ -100,31 +102,37 @@ def compete(
 ) -> dict[str, dict[str, Any]]:
     """Name -> what was found of each contestant. Calls keep(found) whenever something new is known.
 
-    A contestant must be ready after COMPILING of the seconds, and answer within them.
+    AT_ONCE contestants compile at a time, in their order, for at most COMPILING of the seconds. Each is timed once when
+    it is ready, and then in turns.
     """
     start = time.monotonic()
-    workers = {
-        name: Worker(name, settings, log / f"{number}.txt")
-        for number, (name, settings) in enumerate(contestants.items())
-    }
-    found: dict[str, dict[str, Any]] = {name: {} for name in contestants}
+    found: dict[str, dict[str, Any]] = {name: {"error": "there was no time to compile it"} for name in contestants}
+    waiting, compiling, ready = list(enumerate(contestants)), {}, {}
 
     def add(name: str, answer: dict[str, Any]) -> None:
         milliseconds = found[name].get("ms", []) + answer.pop("ms", [])
         found[name] |= answer | ({"ms": milliseconds} if milliseconds else {})
-        if answer or milliseconds:
-            print(f"{name}: {json.dumps(answer or milliseconds[-3:])[:400]}", flush=True)
+        print(f"{name}: {json.dumps(answer or milliseconds[-3:])[:400]}", flush=True)
         keep(found)
 
     try:
-        for name, worker in workers.items():
-            add(name, worker.answer(start + COMPILING * seconds))  # what it says when it is ready
+        while (waiting or compiling) and time.monotonic() < start + COMPILING * seconds:
+            while waiting and len(compiling) < AT_ONCE:
+                number, name = waiting.pop(0)
+                compiling[name] = Worker(name, contestants[name], log / f"{number}.txt")
+            for name, worker in list(compiling.items()):
+                if answer := worker.answer(0.2):
+                    del found[name]["error"]
+                    ready[name] = compiling.pop(name)
+                    add(name, answer)
+                    if "error" not in answer:
+                        add(name, worker.ask("time", start + seconds))
         for word in [*["time"] * turns, "memory", "profile"]:
-            for name, worker in workers.items():
+            for name, worker in ready.items():
                 if "error" not in found[name]:
                     add(name, worker.ask(word, start + seconds))
     finally:
-        for worker in workers.values():
+        for worker in (*ready.values(), *compiling.values()):
             worker.end()
     return found
 
@@ -177,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder for gpu.json and gpu.md")
     parser.add_argument("--cpu", action="store_true", help="a tiny net on the CPU")
-    parser.add_argument("--seconds", type=float, default=240, help="when to stop waiting for contestants")
+    parser.add_argument("--seconds", type=float, default=480, help="when to stop waiting for contestants")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="CONTESTANT", default=list(CONTESTANTS))
     args = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ RELATIVE, META_RELATIVE = 2e-5, 2e-3  # of float32 against float64: layers and l
 
 
 def apart(of: Callable[..., Any], *arguments: Any) -> float:
-    """The largest difference of of(*arguments) in float32 on the device from float64 on the CPU, relative to the size."""
+    """The largest difference of float32 on the device from float64 on the CPU, over the largest value."""
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         wide = jax.device_get(jax.jit(of)(*_as(arguments, np.float64)))
     narrow = jax.device_get(jax.jit(of)(*_as(arguments, np.float32)))

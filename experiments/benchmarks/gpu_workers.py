@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from metabin_jax.data import resident
@@ -217,8 +216,8 @@ def profile(iterate: Callable[[], Any], iterations: int, facts: dict[str, Any]) 
     if facts.get("bytes") and limit:
         rate = facts["bytes"] * steps / (busy / 1e9)
         found["bandwidth"] = (
-            f"The program accesses {facts['bytes'] / 2**30:.1f} GiB an iteration by the compiler's count, in its kernels' "
-            f"time {rate / 1e12:.2f} TB/s, which is {100 * rate / limit:.0f} % of the card's {limit / 1e12:.2f} TB/s."
+            f"By the compiler's count the program accesses {facts['bytes'] / 2**30:.1f} GiB an iteration. In the time "
+            f"of its kernels this is {rate / 1e12:.2f} TB/s; the card has {limit / 1e12:.2f}."
         )
     return found
 
@@ -227,7 +226,8 @@ def card() -> str:
     """The device, and the versions of what computes."""
     import jaxlib
 
-    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, Python {sys.version.split()[0]}"
+    versions = f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, Python {sys.version.split()[0]}"
+    return f"{jax.devices()[0].device_kind}, {versions}"
 
 
 def main() -> None:

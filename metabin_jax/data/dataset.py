@@ -29,7 +29,7 @@ class Source:
 
 def _list_synthetic(identities: str, domains: Sequence[str]) -> list[Record]:
     """Of all networks, each with so many identities; by default 40."""
-    return synthetic.list_records(**({"ids_per_domain": int(identities)} if identities else {}))
+    return synthetic.list_records(ids_per_domain=int(identities)) if identities else synthetic.list_records()
 
 
 def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:

@@ -67,6 +67,11 @@ def put(images: np.ndarray, pid: np.ndarray, domain: np.ndarray, sharding: jax.s
     )
 
 
+def gather(dataset: RawBatch, row_N: Any) -> RawBatch:
+    """The images of these rows, on the device."""
+    return jax.tree.map(lambda leaf: leaf.at[row_N].get(mode="promise_in_bounds"), dataset)
+
+
 def several_steps(step_fn: Callable[..., Any]) -> Callable[..., Any]:
     """Several steps in one program, from the step (state, StepBatches, key) -> (state, metrics) of `train.make_step`.
 
@@ -75,11 +80,8 @@ def several_steps(step_fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def steps_fn(state: Any, rows: StepRows, key: jax.Array, dataset: RawBatch) -> tuple[Any, Any]:
-        def gather(row_N: Any) -> RawBatch:
-            return jax.tree.map(lambda leaf: leaf.at[row_N].get(mode="promise_in_bounds"), dataset)
-
         def one(state: Any, rows_of_step: StepRows) -> tuple[Any, Any]:
-            raw = StepBatches(*(gather(row_N) for row_N in rows_of_step if row_N is not None))
+            raw = StepBatches(*(gather(dataset, row_N) for row_N in rows_of_step if row_N is not None))
             return step_fn(state, raw, key)
 
         return jax.lax.scan(one, state, jax.tree.map(jnp.transpose, rows))

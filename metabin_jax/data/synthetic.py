@@ -112,8 +112,8 @@ def generate(
       "all". A path such as "synthetic/plaza/0007_c1_03" (pid, camid, number) is a name only: there is no such file.
     """
     _check(seed, domains, ids_per_domain, images_per_id, size)
-    people, numbers = range(ids_per_domain), range(images_per_id)
-    drawn = [draw(seed, name, pid, number, tuple(size)) for name in domains for pid in people for number in numbers]
+    people, numbers, (height, width) = range(ids_per_domain), range(images_per_id), size
+    drawn = [draw(seed, name, pid, number, (height, width)) for name in domains for pid in people for number in numbers]
     return np.stack(drawn), list_records(domains, ids_per_domain=ids_per_domain, images_per_id=images_per_id)
 
 

@@ -39,8 +39,8 @@ class Before(NamedTuple):
 class Conv(nn.Module):
     """k x k convolution with padding k // 2.
 
-    For k = 1 it is ONE matrix product, twice as fast on a CPU. So is the convolution of an image, whose few channels the
-    library is slow at: the gradient of a stem's kernel takes a fifth to a ninth of the time on a CPU.
+    For k = 1 it is ONE matrix product, twice as fast on a CPU. So is the convolution of an image. The library is slow
+    at so few channels: on a CPU the gradient of a stem's kernel then takes a third to a tenth of its time.
     """
 
     features: int
