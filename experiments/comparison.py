@@ -31,21 +31,21 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "DualNorm": {"method": "dualnorm"},
     "IBN-a": {"method": "ibn_a"},
     "BIN": {"method": "bin"},
-    "BIN, MLDG": {"method": "bin_mldg"},
+    "BIN with MLDG": {"method": "bin_mldg"},
     "MixStyle": {"method": "mixstyle"},
     "BAU's losses": {"method": "bau"},
     "MetaBIN": {},
-    "MetaBIN, cross-entropy too": {
+    "MetaBIN + cross-entropy": {
         "meta.train_losses": ("scatter", "shuffle", "triplet", "cross_entropy"),
         "meta.test_losses": ("triplet", "cross_entropy"),
     },
-    "MetaBIN, exact": {"meta.first_order": False},
-    "MetaBIN, beta of the code": beta_of("official"),
+    "MetaBIN exact": {"meta.first_order": False},
+    "MetaBIN with the code's beta": beta_of("official"),
 }
 COMPARED = [
-    *((f"MetaBIN{words}", "BIN") for words in ("", ", cross-entropy too")),
-    *(("MetaBIN", name) for name in ("BN", "DualNorm", "IBN-a", "BIN, MLDG", "MixStyle", "BAU's losses")),
-    *((name, "MetaBIN") for name in METHODS if name.startswith("MetaBIN, ")),
+    *((name, "BIN") for name in ("MetaBIN", "MetaBIN + cross-entropy")),
+    *(("MetaBIN", name) for name in ("BN", "DualNorm", "IBN-a", "BIN with MLDG", "MixStyle", "BAU's losses")),
+    *((name, "MetaBIN") for name in METHODS if name.startswith("MetaBIN ")),
     ("BIN", "BN"),
 ]
 POWER = 0.8

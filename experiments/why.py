@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONG = {"epochs": 33}  # of 300 steps
-WATCHED = ("BN", "BIN", "MetaBIN", "MetaBIN, cross-entropy too")
+WATCHED = ("BN", "BIN", "MetaBIN", "MetaBIN + cross-entropy")
 STEPS = (300, 900, 3000, 9900)
 BATCHES = 20
 

@@ -59,6 +59,18 @@ class HalfNorm(nn.Module):
         return torch.cat([self.bn(x[:, : self.half]), self.instance(x[:, self.half :])], dim=1)
 
 
+class InstanceBatchNorm(HalfNorm):
+    """IBN: IN on the first half of the channels, BN on the rest."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.instance = nn.InstanceNorm2d(self.half, affine=True)
+        self.bn = nn.BatchNorm2d(channels - self.half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.instance(x[:, : self.half]), self.bn(x[:, self.half :])], dim=1)
+
+
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "metabin": BatchInstanceNorm,
     "bin": SharedBatchInstanceNorm,
@@ -198,11 +210,24 @@ class ReID(nn.Module):
 
 def build(name: str, num_classes: int, norm: str = "metabin", **kw: Any) -> ReID:
     """`resnet50`, `mobilenetv2_W` (paper variant of width W), `mobilenetv2_standard_W`; kw: mobilenetv2's."""
+    if norm == "ibn_a":
+        return with_ibn(build(name, num_classes, "bn", **kw))
     if name == "resnet50":
         return ReID(resnet50(norm_factory(norm)), 2048, num_classes)
     variant, width = name.removeprefix("mobilenetv2_").rpartition("_")[::2]
     backbone = mobilenetv2(norm_factory(norm), float(width), standard=variant == "standard", **kw)
     return ReID(backbone, backbone.head.out_channels, num_classes)
+
+
+def with_ibn(net: ReID) -> ReID:
+    """IBN-a: the first norm layer of every block becomes half IN, except in the last stage."""
+    blocks = {name: block for name, block in net.backbone.named_children() if name.startswith("stage")}
+    last = max(name.partition("_")[0] for name in blocks)
+    for name, block in blocks.items():
+        first = next(own for own, module in block.named_children() if isinstance(module, nn.BatchNorm2d))
+        if not name.startswith(last):
+            setattr(block, first, InstanceBatchNorm(getattr(block, first).num_features))
+    return net
 
 
 FLAX_LEAVES = {

@@ -14,6 +14,7 @@ what the compiler announced, which `metabin plan` prints.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -63,7 +64,8 @@ class Worker:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
@@ -95,6 +97,11 @@ class Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def compete(

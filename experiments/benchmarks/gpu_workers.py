@@ -41,7 +41,7 @@ def build_run(settings: dict[str, Any]) -> Run:
     config.data.resident = settings.get("resident", False)
     config.steps_per_dispatch = settings.get("steps", 1)
     if settings["tiny"]:
-        config.model.name, config.data.height, config.data.width = "tiny", 32, 32
+        config.model.name, config.data.height, config.data.width = "stem", 32, 32
         config.batch.ids_per_domain, config.batch.images_per_id = 2, 2
     return sketch(config, 40 if settings["tiny"] else NUM_IDS)
 
@@ -131,7 +131,7 @@ def torch_iteration(settings: dict[str, Any]) -> tuple[Callable[[], Any], dict[s
 
     run = build_run(settings)
     device = "cuda" if torch.cuda.is_available() and not settings["tiny"] else "cpu"
-    tiny = BACKBONES["tiny"].keywords if settings["tiny"] else {}
+    tiny = BACKBONES["stem"].keywords if settings["tiny"] else {}
     model = twin.build("mobilenetv2_1.0" if tiny else "mobilenetv2_1.4", NUM_IDS, "metabin", **tiny)
     form = {"memory_format": torch.channels_last} if settings.get("amp") else {}
     model = model.to(device, **form)
@@ -192,9 +192,7 @@ def profile(iterate: Callable[[], Any], iterations: int, facts: dict[str, Any]) 
     for start, length, name in sorted(spans):
         busy += max(0.0, start + length - max(start, end))
         end = max(end, start + length)
-        kind = next(
-            (kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "elementwise"
-        )
+        kind = kind_of(name)
         by_name[name] = by_name.get(name, 0.0) + length
         by_kind[kind] = by_kind.get(kind, 0.0) + length
     steps = iterations * facts.get("steps", 1)
@@ -203,13 +201,9 @@ def profile(iterate: Callable[[], Any], iterations: int, facts: dict[str, Any]) 
         return [f"{length / steps / 1e6:.3f}", f"{100 * length / busy:.1f}"]
 
     heaviest = sorted(by_name.items(), key=lambda item: -item[1])[:10]
-    kinds = {
-        name: next((k for k, words in KINDS.items() if any(w in name.lower() for w in words)), "elementwise")
-        for name, _ in heaviest
-    }
     found = {
         "idle": 1 - busy / total,
-        "kernels": [[f"`{name[:80]}`", kinds[name], *cells(length)] for name, length in heaviest],
+        "kernels": [[f"`{name[:80]}`", kind_of(name), *cells(length)] for name, length in heaviest],
         "kinds": [[kind, *cells(length)] for kind, length in sorted(by_kind.items(), key=lambda item: -item[1])],
     }
     limit = next((value for card, value in BANDWIDTH.items() if card in jax.devices()[0].device_kind), None)
@@ -220,6 +214,11 @@ def profile(iterate: Callable[[], Any], iterations: int, facts: dict[str, Any]) 
             f"of its kernels this is {rate / 1e12:.2f} TB/s; the card has {limit / 1e12:.2f}."
         )
     return found
+
+
+def kind_of(kernel: str) -> str:
+    """One of KINDS by the kernel's name, or elementwise."""
+    return next((kind for kind, words in KINDS.items() if any(word in kernel.lower() for word in words)), "elementwise")
 
 
 def card() -> str:

@@ -22,6 +22,19 @@ def test_a_folder_is_read_in_the_order_asked_for(folder):
     assert [r.domain for r in dataset.read("folder", str(folder), ("c", "a"))] == ["c"] * 8 + ["a"] * 8
 
 
+def test_synthetic_people_are_as_many_as_asked_for_and_drawn_once(tmp_path, monkeypatch):
+    records = dataset.read("synthetic", "3", ("mall", "plaza"))
+    assert {(r.domain, r.pid) for r in records} == {(domain, pid) for domain in ("mall", "plaza") for pid in range(3)}
+    assert len(dataset.read("synthetic", "")) == 6 * 40 * 8
+    images = dataset.load_images("synthetic", records, (16, 8), str(tmp_path))
+    expected, listed = synthetic.generate(0, ("mall", "plaza"), 3, size=(16, 8))
+    assert (images == expected).all() and records == listed
+    monkeypatch.setattr(synthetic, "draw", None)  # the second time they come from the cache
+    assert (dataset.load_images("synthetic", records, (16, 8), str(tmp_path)) == expected).all()
+    with pytest.raises(TypeError):
+        dataset.load_images("synthetic", records, (32, 8), str(tmp_path))
+
+
 def test_a_broken_domain_does_not_matter_until_it_is_asked_for(folder):
     (folder / "d").mkdir()
     assert len(dataset.read("folder", str(folder), ("a", "b"))) == 16

@@ -105,18 +105,18 @@ def test_smoke_on_a_folder(tmp_path, monkeypatch):
 
 
 def committed_seeds(study):
-    """Seeds of the study's tables in docs/results.md."""
+    """Seeds of the study's tables in docs/results_300_steps.md."""
     return range(5 if study.name in ("beyond sources", "beyond others") else 10)
 
 
 @every_study
 def test_committed_rows_are_found_and_make_the_tables_of_the_docs(study, tmp_path):
-    """No row is trained again, and every line of the tables is in docs/results.md."""
+    """No row is trained again, and every line of the tables is in docs/results_300_steps.md."""
     root, seeds = Path(__file__).parents[2], committed_seeds(study)
     shutil.copy(root / "experiments/results/synthetic/results.jsonl", tmp_path)
     lines = run_study(study.rows, Setting("synthetic"), seeds, tmp_path, work=pytest.fail)
     text = report(study, [line for line in lines if line["seed"] in seeds], study.compare)
-    page = (root / "docs/results.md").read_text()
+    page = (root / "docs/results_300_steps.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) >= len(study.rows) + len(study.compare) + 4
     assert [line for line in rows if line not in page] == []

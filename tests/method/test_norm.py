@@ -193,7 +193,7 @@ def test_the_halves_are_the_affine_form_of_the_whole(train):
 
 
 def test_unknown_layer_is_named():
-    with pytest.raises(ValueError, match=r"norm must be one of bn, in, half, dualnorm, bin, metabin; got 'ibn'"):
+    with pytest.raises(ValueError, match=r"norm must be one of bn, in, half, dualnorm, ibn_a, bin, metabin; got 'ibn'"):
         norm.create("ibn")
 
 

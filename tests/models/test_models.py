@@ -18,6 +18,7 @@ from metabin_jax.models.convolution import (
     Conv,
     DepthwiseConv,
     by_library,
+    by_patches,
     convolve,
     depthwise_by_shifts,
     pointwise,
@@ -162,10 +163,15 @@ def by_shifts(stride):
     return functools.partial(depthwise_by_shifts, stride=stride), functools.partial(by_library, stride=stride)
 
 
+def by_patches_of_stride(stride):
+    return functools.partial(by_patches, stride=stride), functools.partial(by_library, stride=stride)
+
+
 LIBRARY = functools.partial(by_library, stride=1)
 CONVOLUTIONS = {  # as written for a CPU and by the library, kernel shape, stride
     "depthwise": (*by_shifts(1), (3, 3, 1, 5), 1),
     "depthwise of stride 2": (*by_shifts(2), (3, 3, 1, 5), 2),
+    "patches of stride 2": (*by_patches_of_stride(2), (3, 3, 3, 4), 2),
     "pointwise": (pointwise, LIBRARY, (1, 1, 5, 4), 1),
     "full": (LIBRARY, LIBRARY, (3, 3, 5, 4), 1),
 }

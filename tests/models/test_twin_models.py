@@ -57,9 +57,17 @@ def run_both(ours, theirs, train, seed=3):
     return actual, dict(zip(names, twin_outputs, strict=True)) | buffers
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2_1.4", "mobilenetv2_standard_1.4", "resnet50"])
-def test_backbone_equals_twin(name):
-    difference, where = worst(*run_both(models.create(name, CLASSES), build(name, CLASSES), train=True))
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("mobilenetv2_1.4", "metabin"),
+        ("mobilenetv2_standard_1.4", "metabin"),
+        ("resnet50", "metabin"),
+        ("resnet50", "ibn_a"),
+    ],
+)
+def test_backbone_equals_twin(name, norm):
+    difference, where = worst(*run_both(models.create(name, CLASSES, norm), build(name, CLASSES, norm), train=True))
     assert difference < 1e-9, where
 
 
@@ -69,7 +77,7 @@ def tiny_twin(norm, **kw):
 
 @pytest.mark.parametrize(
     ("norm", "train"),
-    [(norm, True) for norm in ("bn", "in", "half", "dualnorm", "bin", "metabin")] + [("metabin", False)],
+    [(norm, True) for norm in ("bn", "in", "half", "dualnorm", "ibn_a", "bin", "metabin")] + [("metabin", False)],
 )
 def test_tiny_equals_twin(norm, train):
     difference, where = worst(*run_both(models.create("tiny", CLASSES, norm), tiny_twin(norm), train))

@@ -122,6 +122,7 @@ def test_an_epoch_is_every_image_once(folder):
         ("bin_mldg", MLDG, SharedBatchInstanceNorm),
         ("metabin_shared", MetaBIN, SharedBatchInstanceNorm),
         ("metabin_joint", Joint, BatchInstanceNorm),
+        ("ibn_a", Learner, BatchNorm),
         ("mixstyle", Learner, BatchNorm),
         ("metabin_mixstyle", MetaBIN, BatchInstanceNorm),
         ("bau", BAU, BatchNorm),

@@ -1,0 +1,146 @@
+"""Writes docs/results.md, its figures and README's results from the committed rows: no number of them is typed.
+
+    python -m experiments.results
+
+The words are in experiments/results/page.md. There, {{name}} stands for what the function of that name returns.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import figures, why
+from experiments.comparison import METHODS, choices, difference, differences, pairs, table
+from experiments.study import read
+from experiments.tables import METRICS, Line, markdown
+from metabin_jax.runtime.files import write_text
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments/results"
+PLANNED = 18
+README = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def verdict(lines: Sequence[Line], first: str, second: str) -> str:
+    """A sentence on the difference in R-1."""
+    found = difference(lines, first, second, "R-1")
+    side = "ahead of" if found.mean > 0 else "behind"
+    words = f"{first} is {abs(found.mean):.1f} points of R-1 {side} {second}"
+    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}, {found.pairs} pairs"
+    if found.low <= 0 <= found.high:
+        return f"{words}, which may be chance ({interval})."
+    return f"**{words}** ({interval})."
+
+
+def found(lines: Sequence[Line]) -> str:
+    """The answers, one a line."""
+    asked = [
+        ("Does learning rho help?", "BIN", "BN"),
+        ("Does meta-learning rho, as in the paper, help beyond that?", "MetaBIN", "BIN"),
+        ("And with cross-entropy in the meta losses too?", "MetaBIN + cross-entropy", "BIN"),
+        ("Does the exact meta-gradient help?", "MetaBIN exact", "MetaBIN"),
+        ("Is MetaBIN better than fixed mixes?", "MetaBIN", "DualNorm"),
+        ("And than IBN-a, which most toolkits have?", "MetaBIN", "IBN-a"),
+    ]
+    return "\n".join(f"- {question} {verdict(lines, first, second)}" for question, first, second in asked)
+
+
+def means(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Method -> metric -> mean over its pairs in %, best R-1 first."""
+    found = {name: list(pairs(lines, name).values()) for name in METHODS}
+    values = {
+        name: {metric: 100 * float(np.mean([line[metric] for line in own])) for metric in METRICS}
+        for name, own in found.items()
+        if own
+    }
+    return dict(sorted(values.items(), key=lambda item: -item[1]["R-1"]))
+
+
+def advice(lines: Sequence[Line]) -> str:
+    """What a reader who chooses a norm layer may take from the order."""
+    order, undecided = list(means(lines)), []
+    best = order[0]
+    for name in order[1:]:
+        test = difference(lines, best, name, "R-1")
+        if test.low <= 0 <= test.high:
+            undecided.append(name)
+    words = f"{best} has the best mean. "
+    if undecided:
+        words += f"From {', '.join(undecided)} it cannot be told apart by these pairs. "
+    worse = [name for name in order if name not in (best, *undecided)]
+    return words + (f"It is better than {', '.join(worse)}." if worse else "")
+
+
+def unfinished(lines: Sequence[Line]) -> str:
+    """What is missing of the plan."""
+    counts = {name: len(pairs(lines, name)) for name in METHODS}
+    if missing := [f"{name} ({count})" for name, count in counts.items() if count < PLANNED]:
+        return f"**Not finished**: the plan asks for {PLANNED} pairs of each method. So far: {', '.join(missing)}."
+    return f"All runs of the plan are here: {PLANNED} pairs of each of {len(METHODS)} methods."
+
+
+def rho(lines: Sequence[Line]) -> str:
+    """The end of the curves in numbers."""
+    watched = why.watched(lines)
+    body = []
+    for method, own in watched.items():
+        target, source = 100 * why.curve(own, "R-1"), 100 * why.curve(own, "source R-1")
+        steps = own[0]["curve"]["step"]
+        last = next(step for step, value in zip(steps, target, strict=True) if value > target.max() - 1)
+        stages = [name for name in own[0]["curve"] if name.startswith("rho/")]
+        mean = f"{np.mean([why.curve(own, name)[-1] for name in stages]):.2f}" if stages else "-"
+        body.append([method, f"{target[-1]:.1f}", f"{last:,.0f}", f"{source[-1]:.1f}", mean])
+    header = [
+        "at the last step",
+        "R-1, target",
+        "within 1 point of its best from step",
+        "R-1, held out",
+        "rho, mean of stages",
+    ]
+    return markdown(header, body)
+
+
+def readme(lines: Sequence[Line]) -> str:
+    """The block of README."""
+    values = means(lines)
+    body = [[f"{each['R-1']:.1f} / {each['mAP']:.1f}" for each in values.values()]]
+    main = ("MetaBIN", "MetaBIN + cross-entropy")
+    return "\n\n".join(
+        (
+            markdown(list(values), body),
+            "    .venv/bin/python -m experiments.comparison --workdir=experiments/results/networks --seeds 0 1 2",
+            " ".join(verdict(lines, name, "BIN") for name in main) + f" {verdict(lines, 'BIN', 'BN')}",
+        )
+    )
+
+
+BLOCKS: dict[str, Callable[[Sequence[Line]], str]] = {
+    "found": found, "table": table, "differences": differences, "advice": advice, "unfinished": unfinished,
+    "choices": choices, "rho": rho,
+}  # fmt: skip
+
+
+def page(lines: Sequence[Line], words: str) -> str:
+    """The words with every {{name}} replaced. Raises KeyError for a name that is not in BLOCKS."""
+    return re.sub(r"\{\{(.*?)\}\}", lambda match: BLOCKS[match[1]](lines), words)
+
+
+def with_block(text: str, lines: Sequence[Line]) -> str:
+    """README with its block replaced."""
+    block = readme(lines)
+    return README.sub(lambda match: f"{match[1]}{block}\n{match[2]}", text)
+
+
+def main() -> None:
+    lines = read(FOLDER / "networks/results.jsonl")
+    write_text(ROOT / "docs/results.md", page(lines, (FOLDER / "page.md").read_text()))
+    write_text(ROOT / "README.md", with_block((ROOT / "README.md").read_text(), lines))
+    watched = why.watched(lines)
+    for name, draw in (("scores", why.draw_scores), ("rho", why.draw_rho), ("inner", why.draw_inner)):
+        figures.save(draw(watched), FOLDER / f"networks/{name}.png")
+
+
+if __name__ == "__main__":
+    main()

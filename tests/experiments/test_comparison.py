@@ -1,0 +1,82 @@
+"""The choice of trials by the sources alone, and the test of a difference over pairs."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import comparison
+from experiments.comparison import METHODS, choices, chosen, compare, difference, pairs, table, trials
+from experiments.settings import Setting
+
+
+def line(row, target, seed, r1, source):
+    return {"run": row.run, "target": target, "seed": seed, "R-1": r1, "mAP": r1 / 2, "source_mAP": source}
+
+
+def lines_of(method, scores):
+    """scores: target -> for each trial (R-1, source_mAP) with seed 0, and R-1 of the others with seeds 1, 2, ..."""
+    found = []
+    for target, (of_trials, others) in scores.items():
+        rows = trials(method)
+        found += [line(row, target, 0, *score) for row, score in zip(rows, of_trials, strict=True)]
+        best = rows[int(np.argmax([score[1] for score in of_trials]))]
+        found += [line(best, target, seed, r1, 0.0) for seed, r1 in enumerate(others, start=1)]
+    return found
+
+
+def test_the_target_chooses_nothing():
+    """The chosen trial is the worse one on the target."""
+    lines = lines_of("BN", {"mall": ([(0.9, 0.5), (0.1, 0.6)], [0.2])})
+    assert chosen(lines, "BN", "mall") == trials("BN")[1]
+    assert [found["R-1"] for found in pairs(lines, "BN").values()] == [0.1, 0.2]
+    diverged = lines_of("BN", {"mall": ([(0.9, float("nan")), (0.1, 0.0)], [])})
+    assert chosen(diverged, "BN", "mall") is not None
+    assert chosen(lines[:1], "BN", "mall") is None  # the other trial is missing
+
+
+def test_a_difference_is_paired_by_target_and_seed():
+    ours = {"mall": ([(0.5, 0.9), (0.0, 0.1)], [0.7]), "plaza": ([(0.9, 0.9), (0.0, 0.1)], [0.8])}
+    theirs = {"mall": ([(0.0, 0.1), (0.4, 0.9)], [0.5]), "plaza": ([(0.0, 0.1), (0.9, 0.9)], [0.9])}
+    lines = lines_of("MetaBIN", ours) + lines_of("BIN", theirs)
+    found = difference(lines, "MetaBIN", "BIN", "R-1")
+    points = np.array([10.0, 20.0, 0.0, -10.0])
+    low, high = stats.t.interval(0.95, 3, points.mean(), stats.sem(points))
+    np.testing.assert_allclose(found[:3], (points.mean(), low, high))
+    assert (found.pairs, found.ahead, found.targets) == (4, 1, 2)
+    assert "| MetaBIN | 60.0 ± 14.1 | 85.0 ± 7.1 | 72.5 / 36.2 | 4 |" in table(lines)
+    assert choices(lines).splitlines()[-2:] == ["| BIN | 0 | 2 |", "| MetaBIN | 2 | 0 |"]
+
+
+def test_the_visible_difference_is_seen_as_often_as_it_says():
+    """By simulation: the share of t tests at 5 % that see a true difference of this size."""
+    rng, count, spread = np.random.default_rng(0), 18, 9.0
+    free = count - 1
+    visible = (stats.t.ppf(0.975, free) + stats.t.ppf(comparison.POWER, free)) * spread / np.sqrt(count)
+    p = stats.ttest_1samp(rng.normal(visible, spread, (20_000, count)), 0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(comparison.POWER, abs=0.01)
+
+
+def test_other_seeds_train_the_chosen_trial_alone(tmp_path, monkeypatch):
+    """Every trial once with the first seed, then the chosen one; nothing is trained again."""
+    asked = []
+
+    def work(jobs):
+        asked.append(len(jobs))
+        found = []
+        for job in jobs:
+            is_second = job.row.overrides["optimizer.alpha"] == comparison.TRIALS[1]["optimizer.alpha"]
+            found.append(job.head | {"R-1": 0.5, "mAP": 0.5, "source_mAP": float(is_second == (job.target == "mall"))})
+        return found
+
+    monkeypatch.setattr(comparison, "run_together", work)
+    arguments = ["BN", "MetaBIN"], Setting("networks"), ["mall", "plaza"], [0, 1, 2], tmp_path, 1, 3
+    lines = compare(*arguments)
+    assert asked == [3, 1, 3, 1, 3, 1, 3, 1]
+    others = {(row["target"], row["run"]) for row in lines if row["seed"]}
+    first, second = (trials("BN")[number].run for number in (0, 1))
+    assert {pair for pair in others if "method=bn" in pair[1]} == {("mall", second), ("plaza", first)}
+    assert (compare(*arguments), len(asked)) == (lines, 8)
+
+
+def test_methods_are_what_they_say():
+    assert len({row.run for method in METHODS for row in trials(method)}) == len(METHODS) * len(comparison.TRIALS)

@@ -1,0 +1,24 @@
+"""The pages with results are what `python -m experiments.results` writes."""
+
+from experiments.results import FOLDER, ROOT, page, verdict, with_block
+from experiments.study import read
+
+
+def committed():
+    return read(FOLDER / "networks/results.jsonl"), (FOLDER / "page.md").read_text()
+
+
+def test_no_number_is_typed():
+    lines, words = committed()
+    assert (ROOT / "docs/results.md").read_text() == page(lines, words)
+    readme = (ROOT / "README.md").read_text()
+    assert with_block(readme, lines) == readme
+
+
+def test_another_row_makes_another_page():
+    lines, words = committed()
+    changed = [line | {"R-1": line["R-1"] / 2} if "method=bin " in line["run"] else line for line in lines]
+    assert page(changed, words) != page(lines, words)
+    readme = (ROOT / "README.md").read_text()
+    assert with_block(readme, changed) != readme
+    assert "ahead of BIN" in verdict(changed, "MetaBIN", "BIN")
