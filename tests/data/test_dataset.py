@@ -31,7 +31,7 @@ def test_synthetic_people_are_as_many_as_asked_for_and_drawn_once(tmp_path, monk
     assert (images == expected).all() and records == listed
     monkeypatch.setattr(synthetic, "draw", None)  # the second time they come from the cache
     assert (dataset.load_images("synthetic", records, (16, 8), str(tmp_path)) == expected).all()
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="broken"):
         dataset.load_images("synthetic", records, (32, 8), str(tmp_path))
 
 
