@@ -130,7 +130,7 @@ def train_together(
             if epoch == 0:
                 train_fn = compile_ahead(train_fn, states, rows, lanes.keys(), dataset, numbers)
             states, metrics = train_fn(states, rows, lanes.keys(), dataset, numbers)
-            means = {name: value.mean(1) for name, value in metrics.items()}
+            means = {name: value.mean(1) for name, value in metrics.items() if name != "finite"}
             more = measure(lanes, states, dataset, step) if measure and step in steps else {}
             known = jax.device_get({"step": jnp.full(len(configs), step), **means, **more})
             feature_LND = np.asarray(embed_fn(states, padded, dataset.image))

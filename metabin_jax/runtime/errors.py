@@ -12,6 +12,14 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A signal ended the work in good order. status: of the process, 128 + the signal's number."""
+
+    def __init__(self, number: int, words: str):
+        super().__init__(words)
+        self.status = 128 + number
+
+
 def needs(what: str, extra: str, *modules: str, otherwise: str = "") -> None:
     """Raises UserError if a module that `what` imports is not installed; it says how to install metabin_jax[extra].
 

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from metabin_jax.runtime.devices import is_first
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.events import Events
 from metabin_jax.runtime.files import write_text
 from metabin_jax.runtime.progress import Progress
 
@@ -55,43 +56,58 @@ def _git_revision() -> str | None:
         return None
 
 
+class NotFinite(Exception):
+    """Something computed is not finite. step: the first where it was not. names: of its metrics that are not."""
+
+    def __init__(self, step: int, names: list[str]):
+        super().__init__(step, names)
+        self.step, self.names = step, names
+
+
 class MetricsWriter(contextlib.AbstractContextManager):
     """metrics.jsonl, TensorBoard events and the progress of a training. Use as a context.
 
     Metrics are fetched from the device after the next dispatch, so that the device never waits for the log. A training
     that resumes at step `start` writes the rows after it again, so those are dropped first.
+
+    The metric `finite` says whether all that a step computed is; it is no part of the rows. Raises NotFinite for the
+    first step where it is not, before the rows of that step are written.
     """
 
     def __init__(self, workdir: Path, start: int, total: int, log_every: int):
         self._path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self._path) if row["step"] <= start]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=is_first())
+        self._events = Events(workdir / "tensorboard", start + 1) if is_first() else None
         self._total, self._every = total, log_every
-        self._pending: tuple[range, dict[str, jax.Array]] | None = None
+        self._pending: list[tuple[range, dict[str, jax.Array]]] = []  # of all steps since the last row
         self._since: float | None = None
         self._images = 0
         # It prints at each update. A delay of 0 would print before the first.
         self._progress = Progress("step", total, unit="steps", initial=start, delay=1e-9, mininterval=0)
 
-    def __exit__(self, *_: object) -> None:
-        self.flush()
-        self._progress.close()
-        self._events.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._progress.close()
+            if self._events:
+                self._events.close()
 
     def step(self, step: int, metrics: dict[str, jax.Array], images: int, num_steps: int = 1) -> None:
         """Counts the steps of one dispatch, up to `step`, which took `images` images together.
 
         metrics: [num_steps] each, or scalars of one step. Every log_every steps and the last one are kept.
         """
-        self.flush()
+        if self._pending and any(map(self._is_kept, self._pending[-1][0])):
+            self.flush()
         if self._since is None:  # the first step is compiled: that time does not count
             self._since = time.monotonic()
             self._progress.start_clock()
         self._images += images
         steps = range(step + 1 - num_steps, step + 1)
-        if any(map(self._is_kept, steps)):
-            self._pending = (steps, metrics)
+        self._pending.append((steps, metrics))
 
     def _is_kept(self, step: int) -> bool:
         return step % self._every == 0 or step == self._total
@@ -101,22 +117,38 @@ class MetricsWriter(contextlib.AbstractContextManager):
         if not is_first():
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
-        for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+            file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
+        if self._events:
+            self._events.add(step, row)
 
     def flush(self) -> None:
         """Writes what is pending. Call it before a checkpoint, which must not be ahead of the log."""
-        if self._pending is None or self._since is None:
+        if not self._pending or self._since is None:
             return
-        steps, metrics = self._pending
-        values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
+        self._check_finite()
+        steps, metrics = self._pending[-1]
+        values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items() if name != "finite"}
         rate = self._images / (time.monotonic() - self._since)
-        for number, step in enumerate(steps):
-            if self._is_kept(step):
-                row = {name: float(value[number]) for name, value in values.items()}
-                self.write(step, row | {"images_per_second": rate})
-        loss = sum(value for name, value in row.items() if name.startswith("base/"))
-        self._progress.set_postfix_str(f"base loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
-        self._progress.update(steps[-1] - self._progress.n)
-        self._pending, self._images, self._since = None, 0, time.monotonic()
+        kept = [(number, step) for number, step in enumerate(steps) if self._is_kept(step)]
+        for number, step in kept:
+            row = {name: float(value[number]) for name, value in values.items()}
+            self.write(step, row | {"images_per_second": rate})
+        self._pending = []
+        if kept:
+            loss = sum(value for name, value in row.items() if name.startswith("base/"))
+            self._progress.set_postfix_str(f"base loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
+            self._progress.update(steps[-1] - self._progress.n)
+            self._images, self._since = 0, time.monotonic()
+
+    def _check_finite(self) -> None:
+        """One transfer for all pending steps."""
+        flags = [jnp.atleast_1d(metrics["finite"]) for _, metrics in self._pending if "finite" in metrics]
+        if not flags or np.all(finite := np.asarray(jnp.concatenate(flags))):
+            return
+        index = int(np.argmin(finite))
+        for steps, metrics in self._pending:
+            if index < len(steps):
+                of_step = {name: np.atleast_1d(value)[index] for name, value in jax.device_get(metrics).items()}
+                names = [name for name, value in of_step.items() if not np.isfinite(value)]
+                raise NotFinite(steps[index], names)
+            index -= len(steps)

@@ -1,7 +1,10 @@
-"""Checkpoints of the whole TrainState: everything that changes from step to step."""
+"""Checkpoints of the whole TrainState: everything that changes from step to step, with a digest of every array."""
 
 import contextlib
+import hashlib
 import operator
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,26 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from metabin_jax.algorithm import TrainState
+from metabin_jax.runtime.devices import say
 from metabin_jax.runtime.errors import UserError
 
 _score = operator.itemgetter("score")
+MEND = "resume the training, which takes the one before, or put it back from a copy"
+
+
+def _digests(state: Any, finite: str = "") -> dict[str, str]:
+    """Path -> SHA-256 of each array. finite: raises UserError, which begins so, for a value that is not."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array, name = np.asarray(leaf), "/".join(str(getattr(key, "name", getattr(key, "key", key))) for key in path)
+        if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{finite}: {name} is not finite; try a smaller --config.optimizer.alpha")
+        found[name] = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -22,21 +42,21 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """The latest checkpoint of a run and, where they are scored, the best one; a step is the number of steps done.
+    """The `keep` latest checkpoints of a run and, where they are scored, the best one; a step counts the steps done.
 
     A checkpoint takes its name only when it is complete, so a killed run leaves the one before. Use as a context.
 
-    scored: whether every checkpoint comes with a score, higher being better. Raises FileNotFoundError when `workdir`
-    has no checkpoints and `create` is False.
+    scored: whether checkpoints come with a score, higher being better; the best is among those that have one. Raises
+    FileNotFoundError when `workdir` has no checkpoints and `create` is False.
     """
 
-    def __init__(self, workdir: str | Path, scored: bool, create: bool = True):
+    def __init__(self, workdir: str | Path, scored: bool, create: bool = True, keep: int = 3):
         directory = Path(workdir).absolute() / "checkpoints"
         if not create and not directory.is_dir():
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train there first")
         best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             best_fn=_score if scored else None,
             # Writing in the background would read buffers that the next step, donated the state, overwrites.
             enable_async_checkpointing=False,
@@ -46,6 +66,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
             registry.add("state", args, ocp.handlers.StandardCheckpointHandler())
+        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            registry.add("digests", args, ocp.handlers.JsonCheckpointHandler())
         self._workdir, self._scored = workdir, scored
         self._manager = ocp.CheckpointManager(directory, options=options, handler_registry=registry)
 
@@ -53,12 +75,25 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._manager.close()
 
     def save(self, state: TrainState, score: float | None = None) -> None:
-        """Writes `state` under its step; with its score, where they are scored."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-            metrics={"score": score} if self._scored else None,
-        )
+        """Writes `state` under its step, with its score if it has one.
+
+        Raises UserError if a value is not finite, or if it cannot be written; the checkpoints before stay.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():  # a run that stopped right after it was saved
+            return
+        digests = _digests(state, f"step {step} cannot be a checkpoint")
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests)),
+                metrics={"score": score} if self._scored and score is not None else None,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self._workdir} ({_first_line(error)}): make "
+                "room there, and the same command resumes from the one before"
+            ) from error
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -78,12 +113,40 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return step
 
     def restore(self, like: Any, step: int) -> Any:
-        """The state at `step`, with the shapes, dtypes and shardings of `like`."""
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        """The state at `step`, with the shapes, dtypes and shardings of `like`. Raises UserError if it is damaged."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), digests=ocp.args.JsonRestore())
+        try:
+            found = self._manager.restore(step, args=args)
+            different = _digests(found["state"]).items() ^ found["digests"].items()
+        except Exception as error:  # orbax and tensorstore raise many kinds for what is missing or cut off
+            raise UserError(f"{self._path(step)} is damaged ({_first_line(error)}): {MEND}") from error
+        if different:
+            raise UserError(f"{self._path(step)} is damaged ({min(different)[0]} has changed): {MEND}")
+        return found["state"]
+
+    def restore_latest(self, like: Any) -> Any:
+        """The latest state that is not damaged; says which ones are. Raises UserError if all are."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(like, step)
+            except UserError as error:
+                say(f"{error}")
+                # It must not stand in the way of the steps that come again.
+                shutil.move(self._path(step), self._path(step).with_name(f"damaged-{step}-{uuid.uuid4().hex[:8]}"))
+                self._manager.reload()
+            else:
+                return state
+        raise UserError(f"no checkpoint of {self._workdir} can be read: remove its folder checkpoints to start again")
+
+    def _path(self, step: int) -> Path:
+        return Path(self._workdir) / "checkpoints" / str(step)
 
     def restore_variables(self, step: int) -> dict:
         """What the model needs of the state at `step`: params, rho and batch_stats, as nested dicts of host arrays."""
-        saved = self._manager.item_metadata(step)["state"].tree
+        metadata = self._manager.item_metadata(step)["state"]
+        if metadata is None:
+            raise UserError(f"{self._path(step)} is damaged (its description is missing): {MEND}")
+        saved = metadata.tree
         # Host arrays, as the devices of the training may not be here.
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         state: dict = self.restore(like, step)

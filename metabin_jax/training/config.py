@@ -41,9 +41,10 @@ CHOICES: dict[str, Collection[str]] = {
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
     2: ("batch.ids_per_domain", "batch.images_per_id", "batch.ids_per_batch"),  # triplets: a positive, a negative
-    1: ("data.identities", "meta.beta_epochs", "epochs", "steps_per_dispatch", "log_every", "eval.batch_size"),
+    1: ("data.identities", "meta.beta_epochs", "epochs", "steps_per_dispatch", "log_every", "keep", "eval.batch_size"),
     0: (
-        "seed", "steps_per_epoch", "data.pad", "batch.meta_train_domains", "loss.margin", "loss.smoothing",
+        "seed", "steps_per_epoch", "checkpoint_minutes", "data.pad", "batch.meta_train_domains", "loss.margin",
+        "loss.smoothing",
         "optimizer.alpha", "optimizer.momentum", "optimizer.weight_decay", "optimizer.bias_lr_factor",
         "optimizer.warmup_epochs", "optimizer.warmup_start", "optimizer.decay",
         "meta.beta_low", "meta.gamma", "meta.start", "eval.query_expansion",
@@ -136,6 +137,9 @@ def metabin(preset: str = "paper") -> ConfigDict:
     config.steps_per_epoch = 0  # 0: every image once, each identity's padded to a multiple of images_per_id
     config.steps_per_dispatch = 1  # in one program, where the set is resident; small nets wait for the host otherwise
     config.log_every = 50  # steps
+    config.checkpoint_minutes = 10.0  # between two checkpoints within an epoch; every epoch ends with one
+    config.keep = 3  # the latest checkpoints that are kept, beside the best one
+    config.debug_nans = False  # stop at the operation whose result is the first NaN; slow
     config.selection = "last"  # last | source_val: the checkpoint best on held-out source identities
     config.val_fraction = 0.1  # of each source's identities, held out when selection is source_val
 

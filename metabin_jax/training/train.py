@@ -1,5 +1,8 @@
 """Training of a config in a workdir."""
 
+import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,15 @@ from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
 from metabin_jax.runtime.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.runtime.devices import Placement, check_shared, say, shapes_on
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import Stopped, UserError, few
 from metabin_jax.runtime.platforms import tracing_for
-from metabin_jax.runtime.runlog import MetricsWriter
+from metabin_jax.runtime.runlog import MetricsWriter, NotFinite
+from metabin_jax.runtime.signals import StopRequests
 from metabin_jax.training import trained
 from metabin_jax.training.build import Run, alpha_schedule, build, load_images, resolve, with_weights
 from metabin_jax.training.checkpoint import Checkpoints, has_checkpoint
 from metabin_jax.training.evaluate import evaluate_trained, read_targets, source_score
-from metabin_jax.training.workdir import check_workdir, describe_run
+from metabin_jax.training.workdir import check_progress, check_records, check_workdir, describe_run, locked
 
 
 def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, Metrics]]:
@@ -39,7 +43,8 @@ def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, M
         ready = prepare(jax.random.fold_in(key, state.step), raw, run.config.data.pad)
         with tracing_for(platform or jax.default_backend()):
             after, metrics = run.learner.train_step(state, *ready)
-        return after, metrics | rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
+        metrics |= rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
+        return after, metrics | {"finite": jnp.isfinite(jnp.stack(list(metrics.values()))).all()}
 
     return jax.jit(step_fn, donate_argnums=0)
 
@@ -63,14 +68,24 @@ def rho_by_stage(rho: Any) -> dict[str, jax.Array]:
 def train(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains in `workdir`, resuming a stopped run of the same config, and evaluates on the targets.
 
-    Writes config.json, environment.json, metrics.jsonl, TensorBoard events, checkpoints/ and evaluation.json, which is
-    also returned (see `evaluate`). Raises ValueError or FileNotFoundError, with one sentence, before any work is lost.
+    Writes config.json, records.txt, environment.json, metrics.jsonl, TensorBoard events, checkpoints/ and
+    evaluation.json, which is also returned (see `evaluate`). Raises UserError or FileNotFoundError, with one sentence,
+    before any work is lost; UserError too when the training diverges; Stopped, after a checkpoint, when a signal asks.
     """
     use_compilation_cache()
     workdir = Path(workdir).expanduser()
     config = resolve(config)
     check_workdir(config, workdir)
+    with locked(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: Path) -> dict:
+    if config.debug_nans:
+        jax.config.update("jax_debug_nans", True)
     run, targets = build(config), read_targets(config)
+    check_records(config, run.data.records, workdir)
+    check_progress(workdir, run.steps_per_epoch)
     placement = Placement.over(jax.devices())
     check_divisible(run, placement.whole.num_devices)
     if config.data.resident:
@@ -78,13 +93,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     if config.init and not has_checkpoint(workdir):
         with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
-    describe_run(config, workdir)
+    describe_run(config, run.data.records, workdir)
     check_shared(workdir / "config.json")
     total, images_per_step = config.epochs * run.steps_per_epoch, sum(map(len, run.rows(0)))
     step_fn = make_step(run)
     more: tuple[Any, ...] = (run.key,)
     programs: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
-    with Checkpoints(workdir, scored=bool(run.data.held_out)) as checkpoints:
+    with StopRequests() as stop, Checkpoints(workdir, bool(run.data.held_out), keep=config.keep) as checkpoints:
         state = first_state(run, checkpoints, placement.whole)
         start = int(state.step)
         if start < total:
@@ -92,8 +107,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
             if config.data.resident:
                 step_fn = resident.several_steps(step_fn)
                 more += (resident.put(images, run.data.pid, run.data.domain, placement.whole),)
-        step = start
-        with MetricsWriter(workdir, start, total, config.log_every) as writer:
+        step, saved = start, time.monotonic()
+        with _explained(run, checkpoints), MetricsWriter(workdir, start, total, config.log_every) as writer:
             for raw in read_batches(run, images, start, total):
                 batch = placement.put(raw)
                 if batch.num_steps not in programs:
@@ -101,22 +116,43 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
                 state, metrics = programs[batch.num_steps](state, batch, *more)
                 step += batch.num_steps
                 writer.step(step, metrics, images_per_step * batch.num_steps, batch.num_steps)
-                if step % run.steps_per_epoch == 0:
+                is_asked, score = stop.asked(step), None
+                # Clocks differ between processes, which must all save at the same step.
+                is_due = jax.process_count() == 1 and time.monotonic() - saved > 60 * config.checkpoint_minutes
+                if is_ended := step % run.steps_per_epoch == 0 or is_asked or is_due:
                     writer.flush()
-                    score = None
-                    if run.data.held_out:
-                        score = source_score(run, images, state)
+                if step % run.steps_per_epoch == 0 and run.data.held_out:
+                    score = source_score(run, images, state)
+                    if math.isfinite(score):
                         writer.write(step, {"source_mAP": score})
+                if is_ended:
                     checkpoints.save(state, score)
+                    saved = time.monotonic()
+                if is_asked and step < total:
+                    raise Stopped(stop.number, f"stopped at step {step} of {total}: the same command resumes there")
     return evaluate_trained(trained.load(workdir, config), targets, target_images)
+
+
+@contextlib.contextmanager
+def _explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns NotFinite into a sentence."""
+    try:
+        yield
+    except NotFinite as error:
+        records = [run.data.records[row].path for row in run.rows(error.step - 1)[0]]
+        good = checkpoints.latest_step()
+        raise UserError(
+            f"step {error.step} is not finite: {', '.join(error.names)}. Its base batch has {few(records, 3)}; the "
+            f"last good checkpoint is {f'of step {good}' if good else 'none'}. Try a smaller --config.optimizer.alpha, "
+            "--config.model.dtype=float32, or --config.debug_nans=True, which names the operation"
+        ) from None
 
 
 def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> TrainState:
     """The latest checkpoint or, without one, a fresh state, with the weights that the config names."""
-    step = checkpoints.latest_step()
-    if step:
+    if checkpoints.latest_step():
         shapes = jax.eval_shape(run.init)
-        return checkpoints.restore(shapes_on(sharding, shapes), step)
+        return checkpoints.restore_latest(shapes_on(sharding, shapes))
     state = run.init()
     if run.config.init:
         state, report = with_weights(run.config, state)

@@ -1,17 +1,29 @@
 """The workdir of a run: its config, which must not change when the run resumes, and the record of its starts."""
 
+import contextlib
+import fcntl
+import itertools
 import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from metabin_jax.data.records import Record
+from metabin_jax.runtime.devices import is_first
 from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.files import read_json, write_json
-from metabin_jax.runtime.runlog import environment
+from metabin_jax.runtime.files import read_json, write_json, write_text
+from metabin_jax.runtime.runlog import environment, read_rows
+from metabin_jax.training.checkpoint import has_checkpoint
 
 # What may change when a run resumes.
-RESUMABLE = ("epochs", "log_every", "eval.", "data.path", "data.cache_dir", "data.resident", "steps_per_dispatch")
+RESUMABLE = (
+    "epochs", "log_every", "keep", "checkpoint_minutes", "debug_nans", "eval.", "data.path", "data.cache_dir",
+    "data.resident", "steps_per_dispatch",
+)  # fmt: skip
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -20,6 +32,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"{workdir} is a file: --workdir must name a folder, new or of the same run")
     path = workdir / "config.json"
     if not path.exists():
+        if has_checkpoint(workdir):
+            raise UserError(f"{workdir} has checkpoints but no config.json: put it back, or choose another --workdir")
         return
     before, now = (flatten_dict(fields, sep=".") for fields in (read_json(path), settings(config)))
     for field in sorted(before.keys() | now.keys()):
@@ -31,10 +45,70 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             )
 
 
-def describe_run(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, and adds this start of the run to environment.json."""
+def check_records(config: ConfigDict, records: Sequence[Record], workdir: Path) -> None:
+    """Raises UserError if the run in `workdir` trained on other records, and names the first that differs."""
+    path = workdir / "records.txt"
+    if not path.exists():
+        return
+    before, now = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), _lines(config, records)
+    for old, new in itertools.zip_longest(before, now):
+        if old != new:
+            raise UserError(
+                f"{workdir} was trained on other images: its record {old!r} is now {new!r} (domain, path, identity, "
+                "camera, split, bytes). Put the images back, or choose another --workdir"
+            )
+
+
+def check_progress(workdir: Path, steps_per_epoch: int) -> None:
+    """Raises UserError if the run got beyond its first checkpoint, and has none."""
+    logged = max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=0)
+    if logged > steps_per_epoch and not has_checkpoint(workdir):
+        raise UserError(
+            f"{workdir} has logged {logged:.0f} steps, but its checkpoints are gone: put them back, or remove "
+            "metrics.jsonl to start again"
+        )
+
+
+def _lines(config: ConfigDict, records: Sequence[Record]) -> list[str]:
+    """A line for each record, with its path as seen from data.path, so that a folder may move."""
+    root = Path(config.data.path)
+    root = root if root.is_dir() else root.parent
+
+    def line(record: Record) -> str:
+        path = Path(record.path)
+        size = path.stat().st_size if config.data.path and path.is_file() else 0
+        seen = os.path.relpath(path, root) if config.data.path else record.path
+        return "\t".join(map(str, (record.domain, seen, record.pid, record.camid, record.split, size)))
+
+    return [repr(line(record))[1:-1] for record in records]  # no name breaks a line
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Raises UserError if another process trains in `workdir`; of a distributed run only process 0 is asked."""
+    if not is_first():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use: {file.read().strip() or 'another process'} trains there. Wait for it, or choose "
+                "another --workdir"
+            ) from None
+        file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        yield
+
+
+def describe_run(config: ConfigDict, records: Sequence[Record], workdir: Path) -> None:
+    """Writes config.json and records.txt, and adds this start of the run to environment.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", settings(config))
+    write_text(workdir / "records.txt", "".join(f"{line}\n" for line in _lines(config, records)))
     path = workdir / "environment.json"
     starts = read_json(path) if path.exists() else []
     write_json(path, [*starts, environment()])

@@ -273,7 +273,7 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
     """Through JSON, which knows no tuples."""
     run(capsys, "train", DEMO, f"--workdir={tmp_path}", "--config.optimizer.alpha=1")
     (config, _) = trained.pop()
-    train.describe_run(config, tmp_path)
+    train.describe_run(config, [], tmp_path)
     status, _, _ = run(capsys, "evaluate", "--model", tmp_path)
     assert status == 0
     assert trained.pop()[0] == config
@@ -307,7 +307,7 @@ def test_an_evaluation_takes_the_saved_config(capsys, tmp_path, trained):
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence_and_no_change(capsys, tmp_path, arguments, message):
-    train.describe_run(load_config(str(CONFIGS / "demo.py")), tmp_path / "run")
+    train.describe_run(load_config(str(CONFIGS / "demo.py")), [], tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     err = refused(capsys, "evaluate", *(argument.format(dir=tmp_path) for argument in arguments))
     assert err.startswith("metabin evaluate: ")

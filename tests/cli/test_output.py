@@ -22,7 +22,7 @@ DEFAULTS = {
 
 @pytest.fixture
 def run_without_checkpoint(tmp_path, monkeypatch):
-    train.describe_run(load_config("demo"), tmp_path / "run")
+    train.describe_run(load_config("demo"), [], tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

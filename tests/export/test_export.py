@@ -223,7 +223,7 @@ def workdir(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
     config = tiny_config(draw_folder(root / "data", domains=("west", "east")))
     config.model.dtype = "bfloat16"
-    train.describe_run(config, root / "run")
+    train.describe_run(config, [], root / "run")
     _, variables, _ = net()
     with Checkpoints(root / "run", scored=False) as checkpoints:
         checkpoints.save(TrainState(step=jnp.asarray(7, jnp.int32), opt_state=(), **variables))

@@ -58,7 +58,7 @@ def test_the_config_is_saved_and_every_start_of_the_run(tmp_path):
     config.seed = 17
     for _ in range(2):
         check_workdir(config, workdir)
-        describe_run(config, workdir)
+        describe_run(config, [], workdir)
     saved = json.loads((workdir / "config.json").read_text())
     assert (saved["seed"], saved["preset"], saved["optimizer"]["decay_epochs"]) == (17, "official", [40, 70])
     starts = json.loads((workdir / "environment.json").read_text())
@@ -71,7 +71,7 @@ def test_the_config_is_saved_and_every_start_of_the_run(tmp_path):
 
 def test_a_workdir_is_of_one_config(tmp_path):
     config = metabin()
-    describe_run(config, tmp_path)
+    describe_run(config, [], tmp_path)
     written = (tmp_path / "config.json").read_text()
     for field, value in (("epochs", 3), ("log_every", 7), ("steps_per_dispatch", 8)):
         config[field] = value
