@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, MODEL_OF_IMAGES, check_output, command, option, output
-from metabin_jax.runtime.errors import UserError, few
+from metabin_jax.runtime.errors import UserError, few, printable
 
 if TYPE_CHECKING:
     from metabin_jax.retrieval.features import Features
@@ -102,9 +102,9 @@ def search(options: argparse.Namespace) -> int:
         print(f"{output} has {len(table):,} rows (queries: {len(query):,})")
     else:
         for line in search.report(table):
-            print(line)
+            print(printable(line))
     if threshold:
-        print(threshold.words)
+        print(printable(threshold.words))
     own = len(set(query.path.tolist()) & set(gallery.path.tolist()))
     if own:
         print(f"queries that are in the gallery and left out of their own lists: {own:,}", file=sys.stderr)
@@ -174,5 +174,6 @@ def _features(source: str, run: "Trained | None") -> tuple["Features", int]:
 def _left_out(broken: Sequence[str], total: int) -> int:
     """Names the images that could not be read. Returns the exit status."""
     if broken:
-        print(f"{len(broken):,} of {total:,} images cannot be read and are left out: {few(broken)}", file=sys.stderr)
+        named = printable(few(broken))
+        print(f"{len(broken):,} of {total:,} images cannot be read and are left out: {named}", file=sys.stderr)
     return 1 if broken else 0

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import CONFIG, DISTRIBUTED, FIELDS, MODEL, check_output, command, option, output
-from metabin_jax.runtime.errors import few
+from metabin_jax.runtime.errors import few, printable
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -141,20 +141,24 @@ def prepare(options: argparse.Namespace) -> None:
     prepare(options.name, options.manual_dir, options.data_dir, options.allow_incomplete)
 
 
-@command(option("path", metavar="PATH", help="an unpacked data set, a folder of domains, or a CSV manifest"))
+@command(
+    option("path", metavar="PATH", nargs="?", help="an unpacked data set, a folder of domains, or a CSV manifest"),
+)
 def doctor(options: argparse.Namespace) -> None:
     """Say what a data set, a folder or a CSV manifest of images holds, and what is wrong with it.
 
     Prints which set it is and its counts beside the published ones, what each split holds, the queries without a valid
-    match and why, and broken and duplicate images.
+    match and why, and broken and duplicate images. Without PATH, prints the versions of what metabin computes with,
+    and a known fault in them.
 
-    example:
+    examples:
+      metabin doctor
       metabin doctor pictures
     """
-    from metabin_jax.report.doctor import examine
+    from metabin_jax.report.doctor import examine, installation
 
-    for line in examine(options.path):
-        print(line)
+    for line in examine(options.path) if options.path else installation():
+        print(printable(line))
 
 
 @command(
@@ -212,11 +216,12 @@ def _print_results(results: dict, workdir: str) -> None:
     if results["targets"]:
         from metabin_jax.evaluation.tables import console
 
-        print(console(results["benchmark"]))
+        print(printable(console(results["benchmark"])))
     for domain, scores in results["targets"].items():
         unmatched = scores["unmatched"]
         if unmatched:
-            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {few(unmatched, 3)}")
+            named = printable(few(unmatched, 3))
+            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
         pairs = scores["verification"]
         threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
         print(

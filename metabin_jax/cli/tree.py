@@ -8,7 +8,7 @@ import sys
 from metabin_jax.cli.options import Parser
 from metabin_jax.cli.retrieval import calibrate, embed, search
 from metabin_jax.cli.training import doctor, evaluate, export, plan, prepare, report, train
-from metabin_jax.runtime.errors import Stopped, UserError, meant
+from metabin_jax.runtime.errors import Stopped, UserError, meant, printable
 
 COMMANDS = (train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan)
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"metabin {options.command}: {stopped}", file=sys.stderr)
         return stopped.status
     except (UserError, OSError) as error:
-        print(f"metabin {options.command}: {error}", file=sys.stderr)
+        print(printable(f"metabin {options.command}: {error}"), file=sys.stderr)
         return 2
 
 

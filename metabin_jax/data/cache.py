@@ -1,8 +1,11 @@
-"""Images decoded once into a memory-mapped array of resized uint8."""
+"""Images decoded once into a memory-mapped array of resized uint8, which has a checksum per block."""
 
 import hashlib
+import io
+import math
 import operator
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +15,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metabin_jax.data.records import Record
+from metabin_jax.runtime.devices import say
 from metabin_jax.runtime.errors import UserError, few
 from metabin_jax.runtime.files import whole
 from metabin_jax.runtime.progress import Progress
 
-FORMAT = "metabin_jax images 1: RGB, upright by EXIF, bicubic"  # part of the key: change it with the decoding
+FORMAT = "metabin_jax images 2: RGB, upright by EXIF, bicubic, 16 bits to 8"  # of the key: change it with the decoding
+BLOCK = 2**24  # bytes that share a checksum
+MOST_PIXELS = 2**26  # of an image: a file of a few kB can claim any number
 
 
 def _file_stamp(record: Record) -> str:
@@ -39,7 +45,8 @@ def load_images(
     """Decodes the records' images, or finds them decoded in cache_dir.
 
     Any mode that PIL reads (greyscale, RGBA, palette, ...) is converted to RGB and resized (bicubic) to `size`.
-    The name of the cache file depends on `size` and on the stamps of the images in the order of the records.
+    The name of the cache file depends on `size` and on the stamps of the images in the order of the records. Each block
+    of a file found is compared with its checksum. A damaged file is written again, and a line on stderr says so.
 
     Args:
       size: (height, width) in pixels.
@@ -57,25 +64,77 @@ def load_images(
     for record in records:
         key.update(f"\0{stamp(record)}".encode(errors="surrogateescape"))
     final = Path(cache_dir) / f"images-{height}x{width}-{key.hexdigest()}.npy"
-    if not final.exists():
+    shape = (len(records), height, width, 3)
+    found = final.exists()
+    if not found or not _is_intact(final, shape):
+        if found:
+            say(f"{final} is damaged: its images are decoded again")
         final.parent.mkdir(parents=True, exist_ok=True)
         with whole(final) as temporary, temporary.open("wb") as file:
             _decode_all(records, size, image_file, file)
             file.flush()
+            file.write(_checksums(temporary, shape))
+            file.flush()
             os.fsync(file.fileno())
-    return np.load(final, mmap_mode="r")
+    return np.memmap(final, np.uint8, "r", len(_header(shape)), shape)
+
+
+def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a cache file holds images of this shape whose blocks have their checksums."""
+    header, size = _header(shape), math.prod(shape)
+    with path.open("rb") as file:
+        begins = file.read(len(header)) == header
+        file.seek(len(header) + size)
+        return begins and file.read() == _checksums(path, shape)
+
+
+def _checksums(path: Path, shape: tuple[int, ...]) -> bytes:
+    """CRC-32 of each block of the images in a cache file, a little-endian uint32 each."""
+    first = len(_header(shape))
+    last = first + math.prod(shape)
+
+    def checksum(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return zlib.crc32(file.read(min(BLOCK, last - start))).to_bytes(4, "little")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib computes outside the GIL
+        return b"".join(pool.map(checksum, range(first, last, BLOCK)))
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Of the .npy file of this shape. The checksums follow its array."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def upright(file: str | IO[bytes]) -> Image.Image:
-    """An image in RGB, turned as its EXIF says. Raises what PIL raises for a broken one."""
+    """An image in RGB, turned as its EXIF says; 16 bits a pixel are scaled to 8.
+
+    Raises what PIL raises for a broken one, and UserError for one of other numbers or of more than MOST_PIXELS.
+    """
     with Image.open(file) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        if image.width * image.height > MOST_PIXELS:
+            raise UserError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}: make it smaller")
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode.startswith("I;16"):
+            # 65535 is 257 * 255. PIL itself would cut off at 255.
+            turned = Image.fromarray(np.rint(np.asarray(turned) / 257).astype(np.uint8))
+        elif turned.mode in ("I", "F"):
+            raise UserError(f"pixels of the mode {turned.mode} have no known range: save it with 8 or 16 bits")
+        return turned.convert("RGB")
 
 
 def decode_image(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
     """One image as `load_images` decodes it: uint8 [height, width, 3]. Raises what PIL raises for a broken one."""
     height, width = size
     return np.asarray(upright(file).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def fault(path: str, error: Exception) -> str:
+    """How `broken_error` names an image. The words of PIL say nothing to a user; ours do."""
+    return f"{path} ({error})" if isinstance(error, UserError) else path
 
 
 def broken_error(paths: Sequence[str], number: int) -> UserError:
@@ -88,20 +147,19 @@ def _decode_all(
 ) -> None:
     """Writes a .npy file image by image: a full disk then raises OSError. A memory map would crash the process."""
 
-    def decode(record: Record) -> np.ndarray | None:
+    def decode(record: Record) -> np.ndarray | str:
         try:
             return decode_image(image_file(record), size)
-        except Exception:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
-            return None
+        except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
+            return fault(record.path, error)
 
     broken = []
-    shape = (len(records), *size, 3)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    file.write(_header((len(records), *size, 3)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes and resizes outside the GIL
         decoded = zip(records, pool.map(decode, records), strict=True)
-        for record, image in Progress("decoding images", len(records), decoded):
-            if image is None:
-                broken.append(record.path)
+        for _, image in Progress("decoding images", len(records), decoded):
+            if isinstance(image, str):
+                broken.append(image)
             else:
                 file.write(image.tobytes())
     if broken:

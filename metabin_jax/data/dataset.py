@@ -12,7 +12,7 @@ from metabin_jax.data import cache, synthetic
 from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
 from metabin_jax.data.sampler import held_out_split
 from metabin_jax.data.sets import prepared
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, is_utf8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,9 @@ def _list_synthetic(identities: str, domains: Sequence[str]) -> list[Record]:
 
 
 def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir: str) -> np.ndarray:
+    if not cache_dir:
+        return np.stack([synthetic.draw_record(record, size) for record in records])
+
     def drawn(record: Record) -> IO[bytes]:
         Image.fromarray(synthetic.draw_record(record, size)).save(file := io.BytesIO(), "png", compress_level=0)
         return file
@@ -54,13 +57,17 @@ def read(source: str, path: str, domains: Sequence[str] = ()) -> list[Record]:
 
     path: the folder of domains, the CSV manifest, or the data_dir that `metabin prepare` wrote to; of synthetic people
     the number of identities of each network.
-    Raises UserError if a domain is not in the data, and what the reader of the source (one of SOURCES) raises.
+    Raises UserError if a domain is not in the data or its name is not UTF-8, and what the reader of the source (one of
+    SOURCES) raises.
     """
     records = SOURCES[source].read(path, domains)
     names = list(dict.fromkeys(record.domain for record in records))
     for domain in domains:
         if domain not in names:
             raise UserError(f"there is no domain {domain!r} in the data, which has {', '.join(names)}")
+    for domain in domains or names:
+        if not is_utf8(domain):
+            raise UserError(f"domain {domain!a} is not a name in UTF-8, which the tables need: rename it")
     return [record for domain in domains or names for record in records if record.domain == domain]
 
 

@@ -12,6 +12,7 @@ SPLITS = ("train", "query", "gallery", "all")
 # Domain folder -> split; "." is the domain folder itself.
 SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MOST_DIGITS = 18  # of a number: int64 holds them all
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
 MARKET_PATH = rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern}"  # below the domain
@@ -106,14 +107,24 @@ def match_names(root: Path, folders: Iterable[str], name: str, form: str) -> lis
     """Every image in those `folders` below root that exist, with the match of its path below root (written with "/").
 
     Sorted by file name within a folder. form: describes a right name, for the error.
-    Raises UserError if the start of a path does not match.
+    Raises UserError if the start of a path does not match, or a number in it has too many digits.
     """
     here = [root / folder for folder in folders if (root / folder).is_dir()]
     paths = [path for folder in here for path in sorted(images(folder), key=lambda p: p.name)]
     matches = [(path, re.match(name, path.relative_to(root).as_posix())) for path in paths]
     if wrong := [path for path, match in matches if match is None]:
         raise name_error(wrong, form)
-    return [(path, match) for path, match in matches if match]
+    found = [(path, match) for path, match in matches if match]
+    for path, match in found:
+        check_numbers(str(path), *match.groups(""))
+    return found
+
+
+def check_numbers(where: str, *texts: str) -> None:
+    """Raises UserError for a number, among these texts, that int64 cannot hold."""
+    for text in texts:
+        if len(text) > MOST_DIGITS and text.isdecimal():
+            raise UserError(f"{where}: {text} has more than {MOST_DIGITS} digits: number identities and cameras anew.")
 
 
 def name_error(wrong: Sequence[Path], form: str) -> UserError:
@@ -165,6 +176,7 @@ def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> It
                     raise UserError(f"{where}, column {empty[0]}: the cell is empty.")
                 if row.get("camid") and not row["camid"].isdecimal():
                     raise UserError(f"{where}, column camid: {row['camid']!r} is not a whole number.")
+                check_numbers(f"{where}, column camid", row.get("camid", ""))
                 yield where, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error

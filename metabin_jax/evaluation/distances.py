@@ -41,6 +41,7 @@ def distance_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosin
 
     Each block overwrites the one before.
     """
+    query_QD, gallery_GD, exponent = _in_range(query_QD, gallery_GD, metric)
     dtype, num_query, num_gallery = _dtype(query_QD, gallery_GD), len(query_QD), len(gallery_GD)
     size = _balanced(num_query, max(1, _BLOCK_ELEMENTS // max(num_gallery, 1)))
     buffer_BG = np.empty((size, num_gallery), dtype)
@@ -49,13 +50,43 @@ def distance_blocks(query_QD: NDArray, gallery_GD: NDArray, metric: str = "cosin
         distance_BG = buffer_BG[: rows.stop - start]
         for columns, tile_BC in _tiles(query_QD[rows], size, gallery_GD, metric, dtype):
             distance_BG[:, columns] = np.asarray(tile_BC)[: len(distance_BG), : columns.stop - columns.start]
-        yield rows, distance_BG
+        yield rows, np.ldexp(distance_BG, exponent, out=distance_BG) if exponent else distance_BG
 
 
 def unit_length(feature_ND: NDArray) -> NDArray:
     """The features divided by their lengths; a feature of length zero stays zero."""
+    feature_ND = _divided(feature_ND, _exponents(feature_ND))
     length_N1 = np.linalg.norm(feature_ND, axis=1, keepdims=True)
     return feature_ND / np.where(length_N1 == 0, 1, length_N1)
+
+
+def _exponents(feature_ND: NDArray) -> NDArray[np.int32]:
+    """The power of two [N] by which to divide each feature: 0, unless its squares would leave the range of floats."""
+    exponent_N = np.zeros(len(feature_ND), np.int32)
+    dtype = _dtype(feature_ND, feature_ND)
+    widest = 2.0 ** (np.finfo(dtype).maxexp * 2 // 3)
+    with np.errstate(over="ignore", under="ignore"):
+        square_N = np.einsum("nd,nd->n", feature_ND, feature_ND, dtype=dtype)
+    row = np.flatnonzero(~((square_N > 1 / widest) & (square_N < widest)))
+    exponent_N[row] = np.frexp(np.abs(feature_ND[row].astype(dtype)).max(axis=1, initial=0))[1]
+    return exponent_N
+
+
+def _divided(feature_ND: NDArray, exponent_N: NDArray[np.int32]) -> NDArray:
+    """Features divided by powers of two, which changes no digit; the same array if all are 0."""
+    if not exponent_N.any():
+        return feature_ND
+    return np.ldexp(feature_ND.astype(_dtype(feature_ND, feature_ND), copy=False), -exponent_N[:, None])
+
+
+def _in_range(query_QD: NDArray, gallery_GD: NDArray, metric: str) -> tuple[NDArray, NDArray, int]:
+    """Features whose squares are in the range of floats, and the power of two to multiply their distances by."""
+    exponent_Q, exponent_G = _exponents(query_QD), _exponents(gallery_GD)
+    common = 0
+    if metric == "euclidean" and (exponent_Q.any() or exponent_G.any()):
+        common = int(np.frexp(max(np.abs(feature_ND).max(initial=0) for feature_ND in (query_QD, gallery_GD)))[1])
+        exponent_Q, exponent_G = (np.full_like(exponent_N, common) for exponent_N in (exponent_Q, exponent_G))
+    return _divided(query_QD, exponent_Q), _divided(gallery_GD, exponent_G), common
 
 
 @functools.partial(jax.jit, static_argnames="metric")

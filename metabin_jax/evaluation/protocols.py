@@ -1,12 +1,12 @@
 """What to train on, what to evaluate on, and what others reported for it; the data are in protocols.json."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.files import read_json
 
 Numbers = Mapping[str, tuple[float, float | None]]  # metric -> mean and deviation over the splits, in %
 
@@ -59,7 +59,7 @@ def load(name: str) -> Protocol:
 
 
 def _content() -> dict[str, Any]:
-    return _tuples(json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")))
+    return _tuples(read_json(Path(__file__).with_suffix(".json")))
 
 
 def _tuples(value: Any) -> Any:

@@ -3,12 +3,15 @@
 "56.9 ± 3.0 [53.1, 60.8]" is, in %, a mean, the deviation over the splits, and the 95 % interval of the mean.
 """
 
+import html
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from metabin_jax.evaluation.protocols import Protocol
 from metabin_jax.evaluation.statistics import MEAN, METRICS, Summary
+from metabin_jax.runtime.errors import printable
 
 HEADER = ("target", "result", *METRICS, "splits", "queries")
 OURS, REPORTED = "ours", "paper (reported)"
@@ -59,9 +62,17 @@ def console(benchmark: Mapping[str, Any]) -> str:
 
 def markdown(benchmark: Mapping[str, Any]) -> str:
     """A table in GitHub's Markdown of what `as_dict` returned, the notes as a list below."""
-    rows = [HEADER, ("---",) * len(HEADER), *_rows(benchmark, intervals=METRICS)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in benchmark["notes"])]) + "\n"
+    rows = [HEADER, *_rows(benchmark, intervals=METRICS)]
+    lines = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
+    rule = f"|{' --- |' * len(HEADER)}"
+    notes = (f"- {_plain(note)}" for note in benchmark["notes"])
+    return "\n".join([lines[0], rule, *lines[1:], "", *notes]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """The text in Markdown that shows it as it is. A name may hold HTML, links and the end of a cell."""
+    text = html.escape(printable(" ".join(text.split())), quote=False)
+    return re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\[(?=[^\]]*\]\())", r"\\\1", text)
 
 
 def _rows(benchmark: Mapping[str, Any], intervals: Collection[str]) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`metabin doctor`: what a folder or a CSV manifest holds, and what is wrong with it."""
+"""`metabin doctor`: what a folder or a CSV manifest holds, and what is wrong with it; or with what is installed."""
 
 import collections
 import hashlib
@@ -8,13 +8,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
+from metabin_jax.data.cache import upright
 from metabin_jax.data.records import Record, read_csv, read_folder
 from metabin_jax.data.sets import catalogue
 from metabin_jax.evaluation.protocol import query_gallery
 from metabin_jax.runtime.errors import UserError, few
 from metabin_jax.runtime.progress import Progress
+from metabin_jax.runtime.runlog import environment
+
+# jaxlib -> what it is known to do wrong.
+FAULTS = {
+    "0.10.2": "on CPUs it computes some sums wrongly without a word (https://github.com/jax-ml/jax/issues/39103). The "
+    "tests compare our training step with one that avoids them, and it is right; your own programs may not be. Newer "
+    "versions need Python 3.12",
+}
+
+
+def installation() -> Iterator[str]:
+    """Yields the lines of a report on the versions and devices that this package computes with."""
+    found = environment()
+    versions = found["versions"]
+    yield f"Python {found['python']} on {found['platform']}"
+    yield ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield f"devices: {', '.join(found['devices'])}"
+    if fault := FAULTS.get(versions["jaxlib"]):
+        yield f"warning: jaxlib {versions['jaxlib']} has a known fault: {fault}"
 
 
 def examine(path: str | Path) -> Iterator[str]:
@@ -115,8 +133,7 @@ def _look(path: str) -> tuple[str, str]:
     """The digest of a file's content, and what is wrong with the image in it ("" if nothing)."""
     try:
         content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
+        upright(io.BytesIO(content))
     except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
         empty = os.path.isfile(path) and not os.path.getsize(path)
         return "", "empty" if empty else str(error).partition("<")[0].strip()

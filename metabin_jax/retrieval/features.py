@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.runtime import files
-from metabin_jax.runtime.errors import UserError, needs
+from metabin_jax.runtime.errors import UserError, first_line, needs
 
 SUFFIXES = (".npz", ".parquet")
 MADE_BY = "made_by"
+FIELDS = {"run": str, "step": int, "model": str, "method": str, "height": int, "width": int, "weights": str}  # of it
+LONGEST = 2**14  # letters of a text in a .parquet; NumPy gives every text of a column the room of the longest
+DENSEST = 16  # times its own size a .parquet may be in memory: features hardly compress
 KINDS = {"path": "U", "pid": "U", "camid": "i", "domain": "U", "feature": "f"}  # column -> NumPy's dtype.kind
 
 
@@ -46,6 +50,12 @@ def check_same_model(first: dict, first_name: str, second: dict, second_name: st
             f"{first_name} is of another model than {second_name}: {describe(first)} against {describe(second)};"
             " embed both with one run."
         )
+
+
+def check_made_by(made_by: Any) -> None:
+    """Raises ValueError if this is not what features are `made_by`."""
+    if not isinstance(made_by, dict) or any(type(made_by.get(name)) is not kind for name, kind in FIELDS.items()):
+        raise ValueError("it does not say which model it is of")
 
 
 def describe(made_by: dict) -> str:
@@ -96,32 +106,53 @@ def read(path: str | Path) -> Features:
         _need_pyarrow(path)
     try:
         columns = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
-        made_by = json.loads(str(columns.pop(MADE_BY)))
+        made_by = files.parse_json(str(columns.pop(MADE_BY)))
+        check_made_by(made_by)
         features = Features(**columns, made_by=made_by)
-        describe(made_by)  # raises KeyError if something is missing
         if {len(values) for values in columns.values()} != {len(features) or 1}:
             raise ValueError("its columns differ in length, or are empty")
         if {name: values.dtype.kind for name, values in columns.items()} != KINDS or features.feature.ndim != 2:
             raise ValueError("its columns hold something else")
         if not np.allclose(np.linalg.norm(features.feature, axis=1), 1, atol=1e-3):
             raise ValueError("its features are not of length one")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a feature file of metabin embed ({error}).") from error
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        raise UserError(f"{path} is not a feature file of metabin embed ({first_line(error)}).") from error
     return features
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in (*KINDS, MADE_BY)}
+    with zipfile.ZipFile(path) as archive:
+        return {name: _read_array(archive, f"{name}.npy") for name in (*KINDS, MADE_BY)}
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray:
+    """An array of a .npz. Its header must claim just the bytes that follow: NumPy takes the memory before it reads."""
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is compressed, as metabin embed never writes it")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is of another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"the header of {name} does not fit what follows it")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_parquet(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        width = file.schema_arrow.field("feature").type.list_size
+        if file.metadata.num_rows * width * 4 > DENSEST * path.stat().st_size:
+            raise ValueError(f"it claims {file.metadata.num_rows} features of {width} numbers")
+        table = file.read().combine_chunks()
     made_by = (table.schema.metadata or {})[MADE_BY.encode()].decode()
-    columns = {name: np.array(table[name].to_pylist()) for name in KINDS if name != "feature"}
-    width = table.schema.field("feature").type.list_size
+    texts = {name: table[name].to_pylist() for name in KINDS if name != "feature"}
+    if any(isinstance(text, str) and len(text) > LONGEST for column in texts.values() for text in column):
+        raise ValueError("a text in it is too long")
+    columns = {name: np.array(column) for name, column in texts.items()}
     flat = table["feature"].combine_chunks().flatten().to_numpy()
     return {**columns, "feature": flat.reshape(len(table), width), MADE_BY: made_by}
 

@@ -6,8 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, csv_rows, images
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.data.records import (
+    EXTENSIONS,
+    JUNK_PID,
+    MARKET_NAME,
+    SPLIT_FOLDERS,
+    check_numbers,
+    csv_rows,
+    images,
+)
+from metabin_jax.runtime.errors import UserError, is_utf8
 
 
 class Listed(NamedTuple):
@@ -32,7 +40,8 @@ def list_images(path: str | Path) -> list[Listed]:
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      UserError: there is no image, a column or cell of the CSV is wrong, or a path is not UTF-8.
+      UserError: there is no image, a column or cell of the CSV is wrong, a number has too many digits, or a path is not
+        UTF-8.
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
     if path.is_dir():
@@ -57,10 +66,8 @@ def list_images(path: str | Path) -> list[Listed]:
     else:
         found = [_labelled(path)]
     for image in found:
-        try:
-            image.path.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{image.path!a} is not a path in UTF-8: rename the file.") from None
+        if not is_utf8(image.path):
+            raise UserError(f"{image.path!a} is not a path in UTF-8: rename the file.")
     return found
 
 
@@ -84,6 +91,7 @@ def _labelled(path: Path) -> Listed:
     match = MARKET_NAME.match(path.name)
     if not match:
         return Listed(str(path))
+    check_numbers(str(path), *match.groups())
     split = SPLIT_FOLDERS.get(path.parent.name)
     pid = int(match[1])
     is_known = pid > 0 or (pid == 0 and split != "gallery")

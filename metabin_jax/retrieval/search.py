@@ -1,7 +1,6 @@
 """The most similar gallery images, and whether they show the query's person."""
 
 import itertools
-import json
 import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from metabin_jax.evaluation import ranking
 from metabin_jax.evaluation.distances import distance_blocks
-from metabin_jax.retrieval.features import Features, check_same_model, describe
+from metabin_jax.retrieval.features import Features, check_made_by, check_same_model
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.files import read_json
 
 
 class Match(NamedTuple):
@@ -89,20 +89,22 @@ def _read_threshold_file(path: Path) -> Threshold:
         raise FileNotFoundError(
             f"the threshold {path} does not exist: give a number, or a file that metabin calibrate wrote."
         )
+    content = read_json(path, "give a number, or a file that metabin calibrate wrote")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        value, tpr = float(content["threshold"]), content["tpr"]
-        found = "" if tpr is None else f", and {tpr:.1%} of pairs of one person above it"
+        far, tpr = content["far_asked"], content["tpr"]
         low, high = content["far_interval"]
+        rates = [far, content["far"], low, high, *([] if tpr is None else [tpr])]
+        if not all(0 <= rate <= 1 for rate in rates) or not -1.001 <= content["threshold"] <= 1.001:  # of rounding
+            raise ValueError("a number in it is out of range")
+        found = "" if tpr is None else f", and {tpr:.1%} of pairs of one person above it"
         words = (
-            f"threshold {value:.4f}: calibrated for {content['far_asked']:.4g} of pairs of different people above it"
+            f"threshold {content['threshold']:.4f}: calibrated for {far:.4g} of pairs of different people above it"
             f" (measured {content['far']:.4g}, 95 % interval {low:.3g} to {high:.3g}){found}"
         )
-        made_by = content["made_by"]
-        describe(made_by)  # has all it needs
+        check_made_by(content["made_by"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a threshold of metabin calibrate ({error!r}).") from error
-    return Threshold(value, words, made_by)
+    return Threshold(content["threshold"], words, content["made_by"])
 
 
 HEADER = ("query", "rank", "similarity", "path", "pid", "camid", "domain", "decision")

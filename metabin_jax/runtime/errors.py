@@ -41,3 +41,23 @@ def meant(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey or cannot show, as file names may have it, written as \\x1b."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else _escaped(letter) for letter in text)
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its text, for a sentence: libraries write whole pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()[:150]}" if lines else type(error).__name__
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold the text: the name of a file may have other bytes, which Python keeps as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()

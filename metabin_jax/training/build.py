@@ -101,6 +101,11 @@ def build(config: ConfigDict, data: TrainingSet | None = None) -> Run:
     data = data or read_training_set(config)
     base, meta = build_samplers(config, data)
     steps_per_epoch = config.steps_per_epoch or base.steps_per_epoch
+    if config.epochs * steps_per_epoch > configuration.MOST:
+        raise UserError(
+            f"config.epochs is {config.epochs}, of {steps_per_epoch} steps each: choose fewer, as a training has "
+            f"{configuration.MOST} steps or less"
+        )
     learner = build_learner(config, data.num_ids, steps_per_epoch, with_shuffle=meta is None or meta.num_meta_train > 1)
     return Run(config, data, base, meta, learner, steps_per_epoch)
 
@@ -202,7 +207,7 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
             "config.meta.train_losses is the shuffle loss alone, which needs two meta-train domains: add another loss "
             "or give more sources"
         )
-    period = max(2, round(meta.beta_epochs * steps_per_epoch))
+    period = max(2, round(min(meta.beta_epochs * steps_per_epoch, configuration.MOST)))
     alpha = alpha_schedule(config.optimizer, steps_per_epoch)
     settings = {
         "model": build_model(config, num_ids),
@@ -226,7 +231,9 @@ def build_learner(config: ConfigDict, num_ids: int, steps_per_epoch: int, with_s
 
 def alpha_schedule(optimizer: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Warm-up and step decay of alpha over the steps."""
-    warmup, *boundaries = (epoch * steps_per_epoch for epoch in (optimizer.warmup_epochs, *optimizer.decay_epochs))
+    epochs = (optimizer.warmup_epochs, *optimizer.decay_epochs)
+    # No step comes after MOST.
+    warmup, *boundaries = (min(epoch * steps_per_epoch, configuration.MOST) for epoch in epochs)
     return schedules.warmup_step(optimizer.alpha, warmup, boundaries, optimizer.decay, optimizer.warmup_start)
 
 

@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Callable, Collection
 from functools import partial
-from operator import le
+from operator import ge, le
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from metabin_jax.data.dataset import SOURCES
 from metabin_jax.data.records import SPLITS
 from metabin_jax.evaluation import protocols
 from metabin_jax.models import reid
-from metabin_jax.runtime.errors import UserError, meant
+from metabin_jax.runtime.errors import UserError, is_utf8, meant
 from metabin_jax.training.methods import LOSSES, METHODS
 
 KINDS = {
@@ -37,6 +37,8 @@ CHOICES: dict[str, Collection[str]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.classifier_init": reid.CLASSIFIER_INITS,
 }
+MOST_SEED = 2**32 - 1  # JAX's keys take 32 bits of a seed: a larger one would draw what a smaller one draws
+MOST = 2**31 - 1  # of other whole numbers: the device counts steps in int32
 # The least value of every number that has one.
 LEAST = {
     32: ("data.height", "data.width"),  # pixels: the nets divide them by up to 32
@@ -220,6 +222,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.model.name: {error}") from None
     for low, least in LEAST.items():
         must(f"be {low} or more", partial(le, low), *least)  # nan is not
+    must(f"be {MOST_SEED} or less", partial(ge, MOST_SEED), "seed")
     must("be less than 1", lambda v: v < 1, "optimizer.momentum", "loss.smoothing")
     must(f"be {config.meta.beta_low} or more", partial(le, config.meta.beta_low), "meta.beta_high")
     held_out = ("val_fraction",) if config.selection == "source_val" else ()
@@ -229,6 +232,7 @@ def check(config: ConfigDict) -> None:
     domains = ("data.train_domains", "data.eval_domains")
     must("name domains, each once", lambda v: all(isinstance(name, str) for name in v) and _unique(v), *domains)
     must("hold numbers", lambda v: all(isinstance(epoch, int | float) for epoch in v), "optimizer.decay_epochs")
+    must(f"hold numbers up to {MOST}", lambda v: all(abs(epoch) <= MOST for epoch in v), "optimizer.decay_epochs")
     if (config.eval.rerank or config.eval.query_expansion) and config.eval.metric != "cosine":
         raise UserError(
             f"config.eval.metric is {config.eval.metric!r}, but re-ranking and query expansion know only directions: "
@@ -263,6 +267,10 @@ def _check_fields(config: ConfigDict, known: ConfigDict, path: str) -> None:
             raise UserError(f"{field} must be {kind}; got {value!r}")
         elif type(value) is float and math.isinf(value):
             raise UserError(f"{field} must be finite; got {value}")
+        elif type(value) is int and abs(value) > MOST and field != "config.seed":
+            raise UserError(f"{field} must be {MOST} or less; got {value}")
+        elif not is_utf8("".join(map(str, value if isinstance(value, tuple) else [value]))):
+            raise UserError(f"{field} is {value!a}, which the files of a run cannot hold: use a name in UTF-8")
 
 
 def _unique(values: tuple) -> bool:

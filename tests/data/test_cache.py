@@ -175,3 +175,86 @@ def test_progress_is_shown_if_decoding_takes_long(tmp_path, capsys, monkeypatch)
     load_images([record(tmp_path / "1.png")] * 1001, SIZE, tmp_path / "cache")
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("decoding images: 1001/1001, ")
+
+
+def cached(tmp_path, number=3) -> tuple[list[Record], np.ndarray]:
+    """Images in blocks of 100 bytes, and what they are."""
+    for row in range(number):
+        Image.fromarray(np.random.default_rng(row).integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / f"{row}.png")
+    records = [record(tmp_path / f"{row}.png") for row in range(number)]
+    return records, np.array(load_images(records, SIZE, tmp_path / "cache"))
+
+
+def zero_pixels(content: bytearray) -> None:
+    content[200:230] = bytes(30)
+
+
+def flip_a_bit(content: bytearray) -> None:
+    content[-200] ^= 1
+
+
+def another_shape(content: bytearray) -> None:
+    """The header's, of the same length."""
+    at = content.find(b"(3, 12, 6, 3)")
+    assert at > 0
+    content[at : at + 13] = b"(3, 6, 12, 3)"
+
+
+def cut_off(content: bytearray) -> None:
+    del content[len(content) // 2 :]
+
+
+def too_long(content: bytearray) -> None:
+    content += b"\0"
+
+
+def of_a_checksum(content: bytearray) -> None:
+    content[-1] ^= 128
+
+
+@pytest.mark.parametrize("damage", [zero_pixels, flip_a_bit, another_shape, cut_off, too_long, of_a_checksum])
+def test_a_damaged_cache_is_decoded_again_and_said_so(tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.setattr(cache, "BLOCK", 100)
+    records, expected = cached(tmp_path)
+    (file,) = (tmp_path / "cache").iterdir()
+    content = bytearray(file.read_bytes())
+    damage(content)
+    file.write_bytes(content)
+    capsys.readouterr()
+    for said in (f"{file} is damaged: its images are decoded again\n", ""):
+        assert (load_images(records, SIZE, tmp_path / "cache") == expected).all()
+        assert capsys.readouterr().err == said
+
+
+def test_a_cache_is_a_file_of_numpy_whose_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        _, expected = cached(tmp_path)
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "cache").iterdir()
+    assert (np.load(file) == expected).all()
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
+    grey = np.linspace(0, 65535, 72).astype(np.uint16).reshape(SIZE)
+    for name in ("1.png", "1.tiff"):
+        Image.fromarray(grey).save(tmp_path / name)
+        images = load_images([record(tmp_path / name)], SIZE, tmp_path / "cache")
+        assert (images[0] == np.rint(grey / 257)[..., None]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones(SIZE, dtype)).save(tmp_path / "1.tiff")
+    with pytest.raises(ValueError, match=r"1 of 1 images .*1\.tiff \(pixels of the mode [FI] have no known range"):
+        load_images([record(tmp_path / "1.tiff")], SIZE, tmp_path / "cache")
+
+
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    Image.new("1", (9000, 9000)).save(tmp_path / "1.png")
+    assert (tmp_path / "1.png").stat().st_size < 20_000
+    monkeypatch.setattr(Image.Image, "convert", None)
+    with pytest.raises(ValueError, match=r"1\.png \(9000 x 9000 pixels are more than \d+: make it smaller"):
+        load_images([record(tmp_path / "1.png")], SIZE, tmp_path / "cache")

@@ -1,11 +1,15 @@
 import functools
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_run import draw_folder
 
 from metabin_jax.data import dataset, synthetic
 from metabin_jax.data.records import Record
+from metabin_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -170,3 +174,13 @@ def test_identities_are_held_out_of_all_cameras():
     away = {data.records[row].pid for row in data.held_out["a"]}
     assert len(away) == 3
     assert all((pid == -1) == (r.pid in away) for r, pid in zip(data.records, data.pid, strict=True))
+
+
+def test_a_domain_that_the_tables_cannot_name_is_refused_when_it_is_read(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/data/caf\xe9"))
+    folder.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(os.fsencode(folder) + b"/0001_c1_1.png")
+    with pytest.raises(
+        UserError, match=r"domain 'caf\\udce9' is not a name in UTF-8, which the tables need: rename it"
+    ):
+        dataset.read("folder", str(tmp_path / "data"))

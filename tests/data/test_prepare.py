@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,11 @@ def test_training_is_the_same_to_the_bit(folder, straight, data_dir, tmp_path):
     result = train(config, tmp_path / "run")
     assert result["targets"] == straight[1]["targets"]
     assert_same_run(config, tmp_path / "run", straight[0])
+
+
+def test_nothing_is_left_among_the_temporary_files(raw, data_dir, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    prepare.prepare("folder", small_folder(raw), data_dir)
+    pixels("prepared", data_dir, tmp_path / "cache")
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -13,6 +13,7 @@ from test_prepare import VIPER, small_folder, version
 from metabin_jax import cli
 from metabin_jax.data import cache, dataset
 from metabin_jax.data.sets import prepare, prepared
+from metabin_jax.runtime.errors import UserError
 
 
 def refused(capsys, *arguments) -> str:
@@ -164,3 +165,46 @@ def test_reading_what_is_not_prepared(raw, data_dir):
         sentence = f"'{other}' is not prepared in .*, which holds yard: run metabin prepare {name} --manual_dir=DIR"
         with pytest.raises(FileNotFoundError, match=sentence):
             dataset.read("prepared", str(data_dir), ("yard", other))
+
+
+@pytest.fixture
+def yard(raw, data_dir) -> Path:
+    """The folder of a prepared set."""
+    prepare.prepare("folder", small_folder(raw), data_dir)
+    return version("yard", data_dir)
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+def test_a_class_that_tfds_would_import_is_refused(yard, data_dir, tmp_path, monkeypatch, key):
+    (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = (yard / "features.json").read_text()
+    image = '"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image"'
+    assert image in features
+    (yard / "features.json").write_text(features.replace(image, f'"{key}": "hostile.Image"'))
+    with pytest.raises(UserError, match=r"features\.json names 'hostile\.Image', which no prepared set needs: remove"):
+        prepared.load_images(prepared.read(data_dir), (4, 4), tmp_path / "cache")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("features.json", "{", "["),
+        ("features.json", '"featuresDict"', '"image"'),
+        ("dataset_info.json", "{", "["),
+        ("metadata.json", '"pid": [0', '"pid": [1e999'),
+        ("metadata.json", '"pid": [0', '"pid": [99999999999999999999'),
+        ("metadata.json", '"pid": [0', '"pid": ["0"'),
+        ("metadata.json", '"pid": [0, ', '"pid": ['),
+        ("metadata.json", '"split": ["all"', '"split": ["none"'),
+        ("metadata.json", '"digest"', '"other"'),
+        ("metadata.json", '{"path"', '["path"'),
+    ],
+)
+def test_a_damaged_prepared_set_is_one_sentence(yard, data_dir, tmp_path, file, old, new):
+    content = (yard / file).read_text()
+    assert old in content
+    (yard / file).write_text(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=r"(is damaged|does not hold the labels).*: remove the folder and run"):
+        prepared.load_images(prepared.read(data_dir), (4, 4), tmp_path / "cache")

@@ -160,3 +160,20 @@ def test_csv_in_another_encoding(tmp_path):
 def test_missing_csv(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
         read_csv(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", [f"{'9' * 20}_c1_1.jpg", f"0001_c{'1' * 20}_1.jpg", f"{'9' * 200}_c1.jpg"])
+def test_numbers_that_int64_cannot_hold_are_refused(tmp_path, name):
+    touch(tmp_path, f"a/{name}")
+    with pytest.raises(ValueError, match=r"a/\d+_c\d+\S*\.jpg: \d+ has more than 18 digits"):
+        read_folder(tmp_path)
+
+
+def test_numbers_of_a_manifest(tmp_path):
+    touch(tmp_path, "1.jpg")
+    (tmp_path / "list.csv").write_text(f"path,pid,camid,domain\n1.jpg,{'9' * 30},{'9' * 18},a\n")
+    assert [(r.pid, r.camid) for r in read_csv(tmp_path / "list.csv")] == [(1, 10**18 - 1)]  # any text is a pid
+    for camid in ("9" * 19, "9" * 5000):
+        (tmp_path / "list.csv").write_text(f"path,pid,camid,domain\n1.jpg,1,{camid},a\n")
+        with pytest.raises(ValueError, match=r"list\.csv, line 2, column camid: 9+ has more than 18 digits"):
+            read_csv(tmp_path / "list.csv")

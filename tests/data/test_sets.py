@@ -206,3 +206,20 @@ def test_a_set_can_be_trained_on(tmp_path):
     records = read_set("market1501", tmp_path) + read_set("viper", tmp_path)
     training = dataset.training_set(records, ("market1501", "viper"), 0.0, 0)
     assert training.pid.tolist() == [0, 0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("folder", ["{outside}/", "../../outside/", "link/", "0000/"])
+def test_an_msmt17_list_names_files_of_the_set_only(tmp_path, folder):
+    root = msmt17(tmp_path / "MSMT17_V1", "train", "test")
+    outside = draw(tmp_path / "outside", "0000_000_01_x_0.jpg")
+    (root / "train" / "link").symlink_to(outside)
+    (root / "train" / "0000" / "0000_000_01_x_0.jpg").symlink_to(outside / "0000_000_01_x_0.jpg")
+    write(root / "list_train.txt", f"{folder.format(outside=outside)}0000_000_01_x_0.jpg 0\n")
+    with pytest.raises(ValueError, match=r"_000_01_\S* is listed, which leads out of .*/train: get the list again"):
+        read_set("msmt17", tmp_path)
+
+
+def test_an_msmt17_set_may_lie_behind_a_link(tmp_path):
+    msmt17(tmp_path / "disk" / "x", "train", "test")
+    (tmp_path / "MSMT17_V1").symlink_to(tmp_path / "disk" / "x")
+    assert read_set("msmt17", tmp_path / "MSMT17_V1")

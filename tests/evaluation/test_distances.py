@@ -108,13 +108,12 @@ def test_products_keep_full_precision():
         assert text.count("dot_general") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1
 
 
-def test_distances_beyond_the_range_are_named():
+def test_a_distance_of_features_whose_squares_leave_the_range():
     query_QD, gallery_GD = np.ones((3, 2), np.float32), np.ones((4, 2), np.float32)
-    query_QD[2] = 1e38  # finite, but not its square
-    labels = [np.arange(3), np.arange(4), np.zeros(3, int), np.ones(4, int)]
-    gallery_GD[1] = 1e38
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="NaN for query 2"):
-        measured(query_QD, gallery_GD, labels)
+    query_QD[2] = gallery_GD[1] = 1e38  # finite, but not its square
+    distance_QG = distances.distance(query_QD, gallery_GD, "euclidean")
+    assert distance_QG[2].argmin() == 1 and distance_QG[2, 1] == 0
+    np.testing.assert_allclose(distance_QG[2, 0], 2**0.5 * 1e38, rtol=1e-5)
 
 
 def test_no_query_has_a_match():
@@ -154,3 +153,35 @@ def test_no_more_than_two_tiles_are_in_flight(monkeypatch):
     query_QD, gallery_GD, _ = tied_case(7)
     assert len(list(distances._tiles(query_QD[:29], 29, gallery_GD, "cosine", query_QD.dtype))) == 16
     assert most == [1] + [2] * 15
+
+
+@pytest.mark.parametrize("factor", [1e-42, 1e-30, 1e-21, 1e19, 1e30, 3e38])
+@pytest.mark.parametrize("metric", distances.METRICS)
+def test_magnitudes_whose_squares_leave_the_range(metric, factor):
+    """Compared in float64, where they do not; in reach of float32, with rows of usual size among them."""
+    rng = np.random.default_rng(0)
+    query_QD, gallery_GD = (rng.uniform(-1, 1, (number, 8)) for number in (5, 9))
+    if metric == "cosine":
+        query_QD[1:], gallery_GD[::2] = factor * query_QD[1:], factor * gallery_GD[::2]
+    else:
+        query_QD, gallery_GD = factor * query_QD, factor * gallery_GD
+    query_QD, gallery_GD = query_QD.astype(np.float32), gallery_GD.astype(np.float32)
+    exact_QG = distances.distance(query_QD.astype(np.float64), gallery_GD.astype(np.float64), metric)
+    with np.errstate(over="ignore"):  # a distance may be longer than float32 goes
+        found_QG = distances.distance(query_QD, gallery_GD, metric)
+        expected_QG = exact_QG.astype(np.float32)
+    np.testing.assert_allclose(found_QG, expected_QG, rtol=1e-4, atol=1e-6 * (factor if metric == "euclidean" else 1))
+
+
+def test_usual_features_are_not_copied_and_keep_their_bits():
+    feature_ND = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
+    query_QD, gallery_GD, exponent = distances._in_range(feature_ND, feature_ND, "euclidean")
+    assert query_QD is feature_ND and gallery_GD is feature_ND and exponent == 0
+    with_zeros_ND = np.concatenate([feature_ND, np.zeros((1, 16), np.float32)])
+    assert distances._in_range(with_zeros_ND, feature_ND, "cosine")[0] is with_zeros_ND
+
+
+def test_unit_length_of_any_magnitude():
+    feature_ND = np.array([[3, 4], [3e-40, 4e-40], [3e38, 3e38], [0, 0]], np.float32)
+    expected_ND = [[0.6, 0.8], [0.6, 0.8], [0.5**0.5, 0.5**0.5], [0, 0]]
+    np.testing.assert_allclose(distances.unit_length(feature_ND), expected_ND, rtol=1e-4)

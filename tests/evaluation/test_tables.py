@@ -77,3 +77,17 @@ def test_data_for_json():
     assert as_dict(PAPER, TARGETS)["published_percent"][0]["results"]["mean"]["mAP"] == (72.3, None)
     assert mobilenet["label"].startswith("paper (reported)")
     assert content["notes"][1] == "splits of viper: shipped with metabin_jax"
+
+
+def test_a_hostile_name_shows_as_it_is():
+    """Its HTML, links and cells are texts; usual names and numbers are not touched."""
+    name = "<img src=x onerror=alert(1)>|`a`*b*[c](http://d)\n# e\x1b[31m"
+    summary = replace(VIPER, name=name, split_source=f"file of splits {name}")
+    text = markdown(as_dict(load("paper"), [summary], ours=[name]))
+    assert "<" not in text and "\x1b" not in text and "](" not in text.replace(r"\[c](", "")
+    assert text.count("\n") == markdown(as_dict(load("paper"), [VIPER], ours=["x"])).count("\n") - 2
+    header, _, ours = text.splitlines()[:3]
+    assert header.count("|") == ours.replace(r"\|", "").count("|")
+    assert r"&lt;img src=x onerror=alert(1)&gt;\|\`a\`\*b\*\[c](http://d) # e\x1b[31m".replace(r"\x", r"\\x") in text
+    plain = replace(VIPER, name="my_set-2.0")
+    assert "| my_set-2.0 | ours | 50.1 ± 3.0 [44.5, 55.8] |" in markdown(as_dict(load("paper"), [plain]))

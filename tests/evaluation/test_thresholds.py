@@ -132,3 +132,15 @@ def test_memory_is_bounded(monkeypatch):
 def test_bad_input_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         by_hand(**changes)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-21, 1e19, 1e30])
+def test_the_magnitude_of_features_changes_nothing(factor):
+    rng = np.random.default_rng(0)
+    feature_ND = rng.normal(size=(40, 8)).astype(np.float32)
+    pid, camid = np.arange(40) % 10, np.arange(40) % 3
+    labels = (pid, pid, camid, camid)
+    expected = verification(feature_ND, feature_ND, *labels, far=0.01)
+    found = verification(feature_ND, feature_ND * np.float32(factor), *labels, far=0.01)
+    assert (found.tpr, found.far) == (expected.tpr, expected.far)
+    assert abs(found.threshold - expected.threshold) < 1e-5 and expected.threshold > 0.1

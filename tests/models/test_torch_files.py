@@ -1,14 +1,16 @@
 """State dicts out of files, whole and broken, safe and hostile."""
 
+import io
 import os
 import pickle
 import sys
+import time
 import zipfile
 
 import numpy as np
 import pytest
 
-from metabin_jax.models.weights import torch_files
+from metabin_jax.models.weights import pickles, torch_files
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="writes the files to be read")
 
@@ -181,3 +183,65 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package
         ValueError, match=rf"^reading \S*{name} needs {package}: pip install 'metabin_jax\[{package}\]'"
     ):
         torch_files.read(tmp_path / name)
+
+
+def shared(value, levels: int, pair):
+    """Holds `value` 2**levels times, in a few bytes a level."""
+    for _ in range(levels):
+        value = pair(value)
+    return value
+
+
+PAIRS = {
+    "objects": lambda inner: {"a": inner, "b": inner},
+    "lists": lambda inner: [inner, inner],
+    "tuples": lambda inner: (inner, inner),
+}
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "plain"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_small_file_that_stands_for_a_huge_tree_is_refused_at_once(tmp_path, form, pair):
+    need_torch()
+    path, content = tmp_path / "x.pth", {"model": {"a": shared({}, 30, PAIRS[pair])}}
+    if form == "plain":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        write_torch(path, content, _use_new_zipfile_serialization=form == "zip")
+    assert path.stat().st_size < 6000
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"x\.pth is damaged .*it is too large when written out"):
+        torch_files.read(path)
+    assert time.monotonic() - start < 5
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
+    """Built by hand, as its own writer would hash it: {t: 1} with t = (t', t') thirty levels deep."""
+    need_torch()
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"\x80\x02}(" + b")" + b"2\x86" * 30 + b"K\x01u.")
+    with pytest.raises(ValueError, match="it is too large when written out"):
+        torch_files.read(path)
+
+
+def test_parts_that_come_late_count():
+    """The outermost object is made first, and each holds the next one before that holds anything."""
+    content = b"\x80\x02}q\x00" + b"".join(b"(K\x00}q%cK\x01h%cuh%c" % (level, level, level) for level in range(1, 31))
+    with pytest.raises(ValueError, match="it is too large when written out"):
+        pickles.check(io.BytesIO(content + b"."))
+    pickles.check(io.BytesIO(content[: 5 + 4 * 13] + b"."))
+
+
+def test_an_object_that_holds_itself_is_refused():
+    content: dict = {}
+    content["a"] = content
+    with pytest.raises(ValueError, match="it holds itself"):
+        pickles.check(io.BytesIO(pickle.dumps(content)))
+
+
+def test_many_arrays_that_share_what_is_small_are_read(tmp_path):
+    torch = need_torch()
+    group = {"betas": (0.9, 0.999), "lr": 0.1}
+    state = {f"layer{number}.weight": torch.ones(2) for number in range(2000)}
+    write_torch(tmp_path / "x.pth", {"model": state, "optimizer": [group] * 1000})
+    assert len(torch_files.read(tmp_path / "x.pth")) == 2000

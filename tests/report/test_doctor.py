@@ -1,11 +1,14 @@
 """What the report says of data that is right and of data that is not."""
 
+import platform
+
 import numpy as np
 import pytest
 from miniatures import MARKET, draw
 from PIL import Image
 
 from metabin_jax import cli
+from metabin_jax.report import doctor
 from metabin_jax.report.doctor import examine
 
 
@@ -154,16 +157,35 @@ def test_a_manifest_is_examined_too(tmp_path, capsys):
     assert out.endswith("1 images, 0 of them broken\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [([], "the following arguments are required: PATH"), (["a", "b"], "unrecognized arguments: b")],
-)
-def test_one_path_is_asked_for(arguments, problem, capsys):
-    assert cli.main(["doctor", *arguments]) == 2
-    assert capsys.readouterr().err == f"metabin doctor: {problem} (see metabin doctor --help)\n"
+def test_two_paths_are_one_too_many(capsys):
+    assert cli.main(["doctor", "a", "b"]) == 2
+    assert capsys.readouterr().err == "metabin doctor: unrecognized arguments: b (see metabin doctor --help)\n"
 
 
 def test_what_is_none_of_these_is_one_sentence(tmp_path, capsys):
     assert cli.main(["doctor", str(tmp_path / "nothing")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "nothing" in error
+
+
+def test_what_a_terminal_would_obey_is_written_out(tmp_path, capsys):
+    folder = tmp_path / "pictures" / "yard\x1b[31m"
+    draw(folder, "0001_c1_\x1b]0;x\x07.png", "0002_c1_\u202e.png")
+    (folder / "0003_c1_\x1b[2J.png").write_bytes(b"broken")
+    assert cli.main(["doctor", str(tmp_path / "pictures")]) == 0
+    out = capsys.readouterr().out
+    assert not set("\x1b\x07\u202e") & set(out)
+    assert r"yard\x1b[31m" in out and r"0003_c1_\x1b[2J.png" in out
+    assert cli.main(["doctor", str(tmp_path / "no\x1b[31m")]) == 2
+    assert r"no\x1b[31m does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("version", "warned"), [("0.10.2", True), ("0.12.0.1", False)])
+def test_without_a_path_the_versions_and_their_known_fault_are_told(capsys, monkeypatch, version, warned):
+    found = doctor.environment()
+    versions = found["versions"] | {"jaxlib": version}
+    monkeypatch.setattr(doctor, "environment", lambda: found | {"versions": versions})
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"jaxlib {version}" in out and f"Python {platform.python_version()}" in out and "devices: cpu" in out.lower()
+    assert ("jaxlib 0.10.2 has a known fault: on CPUs" in out) == warned

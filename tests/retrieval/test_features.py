@@ -1,12 +1,16 @@
 import importlib.util
+import io
 import json
 import sys
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 from some_features import MADE_BY, some_features
 
 from metabin_jax.retrieval import features
+from metabin_jax.runtime.errors import UserError
 
 
 def same(first, second):
@@ -148,3 +152,80 @@ def test_where_no_file_can_be_written(tmp_path):
     (tmp_path / "d.npz").mkdir()
     with pytest.raises(PermissionError, match="it is a folder"):
         features.check_output(tmp_path / "d.npz")
+
+
+def claims(path, name: str, shape: tuple, descr: str) -> None:
+    """Another header before the bytes of an array."""
+    with zipfile.ZipFile(path) as archive:
+        content = {member: archive.read(member) for member in archive.namelist()}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    content[f"{name}.npy"] = header.getvalue() + content[f"{name}.npy"][128:]
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, value in content.items():
+            archive.writestr(member, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "descr"),
+    [
+        ("feature", (10**9, 4), "<f4"),
+        ("feature", (10**18, 0), "<f4"),
+        ("path", (10**12,), "<U4"),
+        ("camid", (5,), "|V1000000000"),
+        ("camid", (5,), "|O"),
+        ("made_by", (10**15,), "<U1"),
+    ],
+)
+def test_a_header_that_claims_more_than_follows_takes_no_memory(tmp_path, name, shape, descr):
+    path = tmp_path / "f.npz"
+    features.write(path, some_features())
+    claims(path, "feature", (5, 3), "<f4")
+    assert same(features.read(path), some_features())  # the control
+    claims(path, name, shape, descr)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"f\.npz is not a feature file of metabin embed \(ValueError: the header of"):
+        features.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_compressed_npz_could_be_of_any_size(tmp_path):
+    good = some_features()
+    columns = {name: getattr(good, name) for name in features.KINDS}
+    np.savez_compressed(tmp_path / "f.npz", **columns, made_by=json.dumps(MADE_BY))
+    with pytest.raises(UserError, match="it is compressed"):
+        features.read(tmp_path / "f.npz")
+
+
+def test_a_parquet_that_repeats_itself_could_be_of_any_size(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    import pyarrow.parquet as pq
+
+    features.write(tmp_path / "f.parquet", some_features(1))
+    table = pa.concat_tables([pq.read_table(tmp_path / "f.parquet")] * 200_000).combine_chunks()
+    pq.write_table(table, tmp_path / "f.parquet", row_group_size=10**6)
+    with pytest.raises(UserError, match="it claims 200000 features of 3 numbers"):
+        features.read(tmp_path / "f.parquet")
+    features.write(tmp_path / "f.parquet", some_features(1, path=np.array(["x" * 20_000])))
+    with pytest.raises(UserError, match="a text in it is too long"):
+        features.read(tmp_path / "f.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_no_damage_of_one_byte_is_a_traceback_or_another_number(tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    path, expected = tmp_path / f"f.{suffix}", some_features()
+    features.write(path, expected)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(len(whole))] if rng.random() < 0.2 else damaged)
+        try:
+            found = features.read(path)
+        except UserError:
+            continue
+        assert np.array_equal(found.feature, expected.feature)

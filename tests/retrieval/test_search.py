@@ -8,6 +8,7 @@ from metabin_jax import cli
 from metabin_jax.evaluation import distances
 from metabin_jax.retrieval import features, search
 from metabin_jax.retrieval.search import Match, Threshold
+from metabin_jax.runtime.errors import UserError
 
 
 def brute_force(query_QD, gallery_GD, k):
@@ -169,7 +170,7 @@ def test_parquet_as_well(capsys, files):
         ),
         (
             ["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "--threshold={dir}/query.npz"],
-            "query.npz is not a threshold of metabin calibrate",
+            "query.npz is damaged (",
         ),
         (
             ["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "--threshold={dir}/other.json"],
@@ -188,3 +189,24 @@ def test_errors_are_one_sentence(capsys, files, arguments, message):
     assert (status, out) == (2, "")
     assert err.startswith("metabin search: ") and err.count("\n") == 1 and message in err
     assert sorted(files.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"threshold": "0.5"}, {"threshold": None}, {"threshold": 2}, {"threshold": [0.5]}, {"tpr": "1"}, {"far": -1},
+        {"far_interval": [0]}, {"far_interval": 3}, {"far_asked": []}, {"made_by": None}, {"made_by": []},
+        {"made_by": MADE_BY | {"weights": 3}}, {"made_by": MADE_BY | {"height": "64"}},
+    ],
+)  # fmt: skip
+def test_a_threshold_with_a_wrong_value_is_one_sentence(tmp_path, changed):
+    with pytest.raises(UserError, match=r"threshold\.json is not a threshold of metabin calibrate \("):
+        search.read_threshold(str(calibrated(tmp_path, **changed)))
+
+
+@pytest.mark.parametrize("text", ["1e999", "NaN", "9" * 30, "[" * 10_000, "{", ""])
+def test_a_damaged_threshold_is_one_sentence(tmp_path, text):
+    path = calibrated(tmp_path)
+    path.write_text(path.read_text().replace("0.5", text) if text in ("NaN", "1e999") else text)
+    with pytest.raises(UserError, match=r"threshold\.json is (damaged|not a threshold) .*metabin calibrate"):
+        search.read_threshold(str(path))

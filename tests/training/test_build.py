@@ -10,6 +10,7 @@ from metabin_jax.baselines.bau import BAU, BalancedMetaBIN
 from metabin_jax.data.sampler import DomainSampler, EpochSampler
 from metabin_jax.learner import Batch, Learner, Outputs, clip_plain, clip_straight_through
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
+from metabin_jax.runtime.errors import UserError
 from metabin_jax.training import build, train
 from metabin_jax.training.workdir import settings
 
@@ -293,3 +294,13 @@ def test_a_single_source_trains_on_its_cameras(tmp_path):
     assert run.data.domains == tuple(f"mall, camera {number}" for number in (1, 2, 3, 4))
     train_rows, test_rows = run.meta.meta(0)
     assert not set(run.data.domain[train_rows]) & set(run.data.domain[test_rows])
+
+
+def test_more_steps_than_the_device_counts_are_refused(tmp_path):
+    config = tiny_config(draw_folder(tmp_path / "data"))
+    config.epochs = config.steps_per_epoch = 2**20
+    with pytest.raises(UserError, match=r"config\.epochs is 1048576, of 1048576 steps each: choose fewer"):
+        build.build(build.resolve(config))
+    config.epochs, config.optimizer.decay_epochs, config.meta.beta_epochs = 1, (40, 2**31 - 1, 2.5e5), 2**31 - 1
+    run = build.build(build.resolve(config))
+    assert float(run.learner.beta(jnp.int32(5))) > 0 and run.init().step == 0

@@ -2,6 +2,7 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 
 from metabin_jax.training.config import check, metabin, override
@@ -86,6 +87,7 @@ def test_override(field, text, value):
         ("optimizer", "1", "config.optimizer is a group: set its fields, such as config.optimizer.alpha"),
         ("preset", "official", "--config=NAME:PRESET"),
         ("seed", "1.5", "config.seed must be a whole number; got '1.5'"),
+        ("seed", "9" * 5000, "config.seed must be a whole number; got '99999"),
         ("seed", "None", "config.seed must be a whole number; got 'None'"),
         ("meta.gamma", "big", "config.meta.gamma must be a number; got 'big'"),
         ("meta.first_order", "maybe", "config.meta.first_order must be True or False; got 'maybe'"),
@@ -138,6 +140,24 @@ def test_an_override_that_cannot_be(field, text, message):
         ({"eval__query_expansion": 2, "eval__metric": "euclidean"}, "only directions: choose cosine"),
         ({"loss__margin": float("inf")}, "config.loss.margin must be finite; got inf"),
         ({"__seed": -1}, "config.seed must be 0 or more; got -1"),
+        ({"__seed": 2**32}, "config.seed must be 4294967295 or less; got 4294967296"),
+        ({"__seed": 2**63}, "config.seed must be 4294967295 or less; got 9223372036854775808"),
+        ({"__epochs": 2**40}, "config.epochs must be 2147483647 or less; got 1099511627776"),
+        ({"__steps_per_epoch": 10**20}, "config.steps_per_epoch must be 2147483647 or less; got 100000000000000000000"),
+        ({"meta__start": 2**40}, "config.meta.start must be 2147483647 or less; got 1099511627776"),
+        (
+            {"optimizer__decay_epochs": (2**40,)},
+            "config.optimizer.decay_epochs must hold numbers up to 2147483647",
+        ),
+        (
+            {"optimizer__decay_epochs": (1e300,)},
+            "config.optimizer.decay_epochs must hold numbers up to 2147483647",
+        ),
+        ({"data__path": "caf\udce9"}, "config.data.path is 'caf\\udce9', which the files of a run cannot hold: use"),
+        (
+            {"data__eval_domains": ("a", "\udcff")},
+            "config.data.eval_domains is ('a', '\\udcff'), which the files of a run",
+        ),
         ({"optimizer__alpha": float("nan")}, "config.optimizer.alpha must be 0 or more; got nan"),
         ({"optimizer__momentum": 1.0}, "config.optimizer.momentum must be less than 1; got 1.0"),
         ({"loss__smoothing": 1.0}, "config.loss.smoothing must be less than 1; got 1.0"),
@@ -189,3 +209,11 @@ def test_what_only_some_methods_need():
     check(config(eval__rerank=True, eval__query_expansion=2))
     check(config(meta__train_losses=("cross_entropy",), meta__test_losses=("cross_entropy",)))
     check(config(optimizer__alpha=1))  # a whole number where any will do
+
+
+def test_the_largest_seed_is_none_of_a_smaller_one():
+    config = metabin()
+    config.data.path, config.seed = "pictures", 2**32 - 1
+    check(config)
+    bits = [jax.random.key_data(jax.random.key(seed)).tolist() for seed in (2**32 - 1, 0, 2**31 - 1)]
+    assert len(set(map(str, bits))) == 3

@@ -102,13 +102,14 @@ def _cuhk03_images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _cut_cuhksysu(root: Path, into: Path) -> None:
     scenes = root / readers.CUHKSYSU_SCENES
     boxes_of = readers.load_mat(root / readers.CUHKSYSU_MAT, _cuhksysu_boxes)
-    if missing := [scenes / scene for scene in sorted(boxes_of) if not (scenes / scene).is_file()]:
+    paths = readers.inside(scenes, sorted(boxes_of))
+    if missing := [path for path in paths.values() if not path.is_file()]:
         raise UserError(f"{missing[0]} is annotated but does not exist ({len(missing)} such): unpack the set again.")
     folder = into / "cropped_image"
     folder.mkdir()
     jobs = sorted(boxes_of.items())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes and encodes outside the GIL
-        cut = pool.map(lambda job: _cut(scenes / job[0], job[1], folder), jobs)
+        cut = pool.map(lambda job: _cut(paths[job[0]], job[1], folder), jobs)
         for _ in Progress("cutting scenes", len(jobs), cut, unit="scenes"):
             pass
 

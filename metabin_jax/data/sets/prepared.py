@@ -4,20 +4,28 @@ A prepared set is the folder DATA_DIR/reid/NAME/VERSION, which gets its name whe
 """
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from metabin_jax.data import cache
 from metabin_jax.data.records import SPLITS, Record
 from metabin_jax.data.sets import catalogue
-from metabin_jax.runtime.errors import needs
+from metabin_jax.runtime.errors import UserError, first_line, needs
+from metabin_jax.runtime.files import read_json
 
 NAME = "reid"
 VERSION = "1.0.0"
 LABELS = "metadata.json"  # tfds writes it before the folder gets its name
+FEATURES = "features.json"  # tfds imports the modules of the classes that it names
+CLASSES = {
+    f"tensorflow_datasets.core.features.{name}"
+    for name in ("features_dict.FeaturesDict", "image_feature.Image", "scalar.Scalar", "text_feature.Text")
+}
+AGAIN = "remove the folder and run metabin prepare again"
+LABEL_TYPES = {"path": str, "pid": int, "camid": int, "split": str}
 TFDS_SPLITS = {split: split for split in SPLITS} | {"all": "all_images"}  # tfds reserves "all"
 
 
@@ -54,8 +62,12 @@ def stamp_and_file(records: Sequence[Record]) -> tuple[Callable[[Record], str], 
     places: dict[Record, tuple[Sequence, int]] = {}  # an ArrayRecord source and a row of it
     stamps: dict[Record, str] = {}
     for domain, folder in sorted({(record.domain, _folder_of(record)) for record in records}):
-        builder = tfds.builder_from_directory(folder)
-        sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
+        _check_features(Path(folder))
+        try:
+            builder = tfds.builder_from_directory(folder)
+            sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
+        except Exception as error:  # damaged files make tfds raise nearly anything
+            raise UserError(f"{folder} is damaged ({first_line(error)}): {AGAIN}") from error
         rows = dict.fromkeys(SPLITS, 0)
         labels = _labels(folder)
         for record, path in zip(_records(labels, folder, domain), labels["path"], strict=True):
@@ -79,8 +91,33 @@ def _folder_of(record: Record) -> str:
     return record.path.rpartition(f"{inner}/")[0] + inner
 
 
-def _labels(folder: str | Path) -> dict:
-    return json.loads((Path(folder) / LABELS).read_text(encoding="utf-8"))
+def _labels(folder: str | Path) -> dict[str, Any]:
+    """The labels of a prepared set, columns of one length, and its digest. Raises UserError if they are damaged."""
+    path = Path(folder) / LABELS
+    labels = read_json(path, AGAIN)
+    try:
+        columns = {name: [type(value) for value in labels[name]] for name in LABEL_TYPES}
+        sound = len({*map(len, columns.values())}) == 1 and isinstance(labels["digest"], str)
+        sound &= all({*types} <= {LABEL_TYPES[name]} for name, types in columns.items())
+        sound &= {*labels["split"]} <= {*SPLITS}
+    except (TypeError, KeyError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} does not hold the labels of a prepared set: {AGAIN}")
+    return labels
+
+
+def _check_features(folder: Path) -> None:
+    """Raises UserError if tfds would import anything but its own classes to read the set.
+
+    The name of a class has a dot, and nothing else that tfds writes has one.
+    """
+    left = [read_json(folder / FEATURES, AGAIN)]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and "." in value and value not in CLASSES:
+            raise UserError(f"{folder / FEATURES} names {value!r}, which no prepared set needs: {AGAIN}")
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _records(labels: dict, folder: str | Path, domain: str) -> list[Record]:

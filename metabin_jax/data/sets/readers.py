@@ -67,27 +67,41 @@ def listed_error(missing: Sequence[Path]) -> UserError:
     return UserError(f"{missing[0]} is listed but does not exist ({len(missing)} such): unpack the set again.")
 
 
+def inside(root: Path, listed: Sequence[str]) -> dict[str, Path]:
+    """The path in `root` of each file that a list names: of the set, whoever wrote the list.
+
+    Raises UserError for a name that leads out of root: absolute, with "..", or by a link.
+    """
+    paths = {name: root / name for name in listed}
+    real, folders = root.resolve(), dict[Path, Path]()
+    for name, path in paths.items():
+        folder = folders.setdefault(path.parent, path.parent.resolve())
+        end = path.resolve() if path.is_symlink() else folder / path.name
+        if ".." in path.parts or not end.is_relative_to(real):
+            raise UserError(f"{name} is listed, which leads out of {root}: get the list again.")
+    return paths
+
+
 def read_msmt17(root: Path, domain: str) -> list[Record]:
     """MSMT17 (Wei et al., CVPR 2018), V1 in train and test, V2 (faces masked) in mask_train_v2 and mask_test_v2.
 
     The list_*.txt hold "0000/0000_000_01_0303morning_0008_0.jpg 0": path, pid; the camera is the name's third number.
     list_val belongs to split "train". Test identities are other persons with the same numbers, so 10000 is added.
 
-    Raises UserError if a line does not fit, or lists a file that does not exist.
+    Raises UserError if a line does not fit, or lists a file that does not exist or is not of the set.
     """
     train, test = ("train", "test") if (root / "train").is_dir() else ("mask_train_v2", "mask_test_v2")
     records, wrong, missing = [], [], []
     for name, split in MSMT17_LISTS.items():
-        for line in sorted((root / name).read_text(encoding="utf-8", errors="replace").splitlines()):
-            match = MSMT17_LINE.fullmatch(line.strip())
-            if match is None:
-                wrong.append(root / name / line)
-                continue
-            path = root / (train if split == "train" else test) / match[1]
-            if not path.is_file():
-                missing.append(path)
+        lines = sorted((root / name).read_text(encoding="utf-8", errors="replace").splitlines())
+        matches = [MSMT17_LINE.fullmatch(line.strip()) for line in lines]
+        wrong += [root / name / line for line, match in zip(lines, matches, strict=True) if match is None]
+        found = [match for match in matches if match]
+        paths = inside(root / (train if split == "train" else test), [match[1] for match in found])
+        missing += [path for path in paths.values() if not path.is_file()]
+        for match in found:
             pid = int(match[3]) + (0 if split == "train" else TEST_PID)
-            records.append(Record(str(path), pid, int(match[2]), domain, split))
+            records.append(Record(str(paths[match[1]]), pid, int(match[2]), domain, split))
     if wrong:
         raise name_error(wrong, "<path>/<pid>_<n>_<camera>_... <pid> as in 0000/0000_000_01_0303morning_0008_0.jpg 0")
     if missing:
@@ -185,7 +199,7 @@ def read_cuhk03np(root: Path, domain: str) -> list[Record]:
         for name, pid in sorted((names[row], labels[row]) for row in rows):
             image = f"{CUHK03_IMAGES}/{name}"
             match = re.match(CUHK03_NAME, image)
-            if match is None:
+            if match is None or Path(name).name != name:
                 raise name_error([in_release(root, NEW_PROTOCOL) / name], CUHK03_FORM)
             records.append(Record(str(root / image), pid, int(match["view"]), domain, split))
     there = {entry.name for entry in (root / CUHK03_IMAGES).iterdir()}

@@ -6,7 +6,6 @@ The splits come from drawn_splits/, drawn once by `experiments.draw_splits`, or 
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from metabin_jax.data.records import Record
 from metabin_jax.data.sets.catalogue import SETS, SINGLE_SHOT, check_counts
 from metabin_jax.data.sets.readers import CAMERAS
 from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.files import read_json
 
 DRAWN = Path(__file__).parent / "drawn_splits"
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]  # of the queries, of the gallery
@@ -109,7 +109,7 @@ class _Images:
 
 def _read_drawn(images: _Images) -> list[Rows]:
     splits = []
-    for split in json.loads((DRAWN / f"{images.target}.json").read_text(encoding="utf-8"))["splits"]:
+    for split in read_json(DRAWN / f"{images.target}.json")["splits"]:
         test_pid = images.person[split["test"]]
         numbers = split.get("images_of")
         splits.append(images.of_images(test_pid, numbers) if numbers else images.of_persons(test_pid))
@@ -118,10 +118,10 @@ def _read_drawn(images: _Images) -> list[Rows]:
 
 def _read_listed(images: _Images, file: Path) -> list[Rows]:
     try:
-        splits = [_listed(images, split, file) for split in json.loads(file.read_text(encoding="utf-8"))]
+        splits = [_listed(images, split, file) for split in read_json(file, "get it again")]
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f'{file} is no list of {{"query", "gallery"}} or {{"test"}} splits ({error!r}).') from error
     if images.target == "viper":
         splits = [(query, gallery) for query, gallery in splits if not images.in_gallery[query].all()]

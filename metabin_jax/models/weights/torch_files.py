@@ -1,5 +1,6 @@
 """Reads state dicts, names and arrays, from PyTorch and safetensors files. Code in a file is never run."""
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -10,7 +11,8 @@ from typing import Any
 import ml_dtypes  # also registers bfloat16 with numpy, for safetensors
 import numpy as np
 
-from metabin_jax.runtime.errors import UserError, needs
+from metabin_jax.models.weights import pickles
+from metabin_jax.runtime.errors import UserError, first_line, needs
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,7 +51,22 @@ def state_dict(content: Any, source: str) -> Arrays:
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise UserError(f"{source} holds {name!r}, a {type(value).__name__} where a state dict has tensors")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): np.asarray(value) for name, value in content.items()}
+    return {name.removeprefix(prefix): _array(value, f"{source} holds {name}") for name, value in content.items()}
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    """The array in the memory of a tensor. A copy could be huge: a few bytes can claim any shape."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    try:
+        tensor = value.detach()
+        if str(tensor.dtype) == "torch.bfloat16":
+            import torch
+
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except Exception as error:  # of tensors that are sparse, quantised, on another device, ...
+        raise UserError(f"{what}, which is no plain tensor: {first_line(error)}") from error
 
 
 def _safetensors(path: Path) -> Arrays:
@@ -60,22 +77,12 @@ def _safetensors(path: Path) -> Arrays:
     try:
         return load_file(path)
     except (SafetensorError, TypeError, AttributeError) as error:  # AttributeError: a type that NumPy does not have
-        raise UserError(f"{path} is damaged or not a safetensors file: {_first_line(error)}") from error
+        raise UserError(f"{path} is damaged or not a safetensors file: {first_line(error)}") from error
 
 
 def _torch(path: Path) -> Any:
     needs(f"reading {path}", "torch", "torch", otherwise=", or save it elsewhere as .safetensors")
     import torch
-
-    def convert(value: Any) -> Any:
-        """Replaces tensors by arrays in the same memory. A copy could be huge: a few bytes can claim any shape."""
-        if isinstance(value, dict):
-            return {key: convert(inner) for key, inner in value.items()}
-        if not isinstance(value, torch.Tensor):
-            return value
-        if value.dtype == torch.bfloat16:
-            return value.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return value.detach().numpy()
 
     try:
         if zipfile.is_zipfile(path):
@@ -85,17 +92,18 @@ def _torch(path: Path) -> Any:
                 damaged = archive.testzip()  # PyTorch does not check the checksums
                 if damaged:
                     raise ValueError(f"the checksum of {damaged} is wrong")
+                for name in archive.namelist():
+                    if name.endswith(".pkl"):
+                        pickles.check(io.BytesIO(archive.read(name)))
+        else:
+            with path.open("rb") as file:
+                pickles.check_old_format(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the format, meant for the author of the file
-            return convert(torch.load(path, map_location="cpu", weights_only=True))
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the reader raise anything
         has_code = isinstance(error, pickle.UnpicklingError)  # its text explains how to run the code: we do not show it
-        reason = "it is refused, as reading it could run code in it" if has_code else _first_line(error)
+        reason = "it is refused, as reading it could run code in it" if has_code else first_line(error)
         raise UserError(
             f"{path} is damaged or holds more than tensors (if you trust the file, save its state dict alone): {reason}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()[:150]}" if lines else type(error).__name__

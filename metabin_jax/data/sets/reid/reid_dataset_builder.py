@@ -27,6 +27,11 @@ IMAGES_PER_SHARD = 20_000
 IMAGES_AT_ONCE = 256  # held in memory
 
 
+class Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Replaces the method of tfds, which leaves a temporary folder and may ask a server."""
+
+
 class Builder(tfds.core.GeneratorBasedBuilder):
     """tfds.builder("reid/NAME"), once this module is imported. NAME is one of SETS, or a folder in manual_dir.
 
@@ -51,7 +56,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return Info(
             builder=self,
             description="Images of persons, or of anything, under identities and cameras.",
             features=tfds.features.FeaturesDict(
@@ -95,8 +100,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 part = rows[start : start + IMAGES_AT_ONCE]
                 contents = pool.map(_content, [record.path for _, _, record in part])
                 for (row, path, record), content in zip(part, contents, strict=True):
-                    if content is None:
-                        self._broken.append(record.path)
+                    if isinstance(content, str):
+                        self._broken.append(content)
                         continue
                     labels: dict[str, Any] = {"pid": record.pid, "camid": record.camid, "domain": record.domain}
                     labels |= {"path": os.fsencode(path), "split": record.split}
@@ -147,11 +152,11 @@ def build(name: str, manual_dir: Path, data_dir: Path, allow_incomplete: bool) -
         absl.setLevel(level)
 
 
-def _content(path: str) -> bytes | None:
-    """The content of the file, or None if the cache cannot decode it."""
+def _content(path: str) -> bytes | str:
+    """The content of the file or, if the cache cannot decode it, what is wrong with it."""
     try:
         content = Path(path).read_bytes()
         cache.upright(io.BytesIO(content))
-    except Exception:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
-        return None
+    except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
+        return cache.fault(path, error)
     return content
