@@ -4,12 +4,13 @@ PY := $(VENV)/bin/python
 # The versions to install. In a new environment, CONSTRAINTS=/dev/null takes the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: help demo test fuzz lint format clean
+.PHONY: help demo test fuzz torture lint format clean
 
 help:
 	@echo "make demo    train BN and MetaBIN on the built-in synthetic set, compare them on an unseen domain"
 	@echo "make test    lint, type check and tests"
 	@echo "make fuzz    more than 10,000 made-up cases for samplers, readers, overrides and metrics; some 10 minutes"
+	@echo "make torture disturb a training by signals and full disks, and compare its bits"
 	@echo "make format  rewrite the code in the project's style"
 	@echo "make clean   remove the environment and all caches"
 
@@ -21,6 +22,9 @@ test: lint
 
 fuzz: $(VENV)/.installed-dev
 	CASES=800 $(PY) -m pytest tests/properties
+
+torture: $(VENV)/.installed-dev
+	$(PY) tests/torture.py
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -29,6 +29,7 @@ def train(options: argparse.Namespace) -> None:
       folder          your own folder of domains, a small net from scratch
       finetune        your own folder of domains, from ImageNet weights
       demo            the embedded synthetic set
+      networks        six networks of 200 synthetic people, for a GPU
     All fields with their sources are in metabin_jax/training/config.py. A Python file has get_config(PRESET).
 
     examples:

@@ -1,5 +1,6 @@
 """TensorBoard's scalars, written by the calling thread: a writer with a queue can stop a training for ever."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -32,10 +33,8 @@ class Events:
 
     def close(self) -> None:
         if self._writer:
-            try:
+            with contextlib.suppress(OSError):  # every event is on the disk already
                 self._writer.close()
-            except OSError as error:
-                self._off(error)
 
     def _write(self, event: Event) -> None:
         if not self._writer:
@@ -48,6 +47,9 @@ class Events:
             self._off(error)
 
     def _off(self, error: OSError) -> None:
+        if self._writer:
+            with contextlib.suppress(OSError):
+                self._writer.close()
         self._writer = None
         print(
             f"TensorBoard's events are no longer written ({error}); metrics.jsonl has the same numbers", file=sys.stderr

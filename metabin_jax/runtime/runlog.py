@@ -86,9 +86,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
         # It prints at each update. A delay of 0 would print before the first.
         self._progress = Progress("step", total, unit="steps", initial=start, delay=1e-9, mininterval=0)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         try:
-            if kind is None:
+            if kind is not NotFinite:
                 self.flush()
         finally:
             self._progress.close()

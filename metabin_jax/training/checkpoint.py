@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import operator
 import shutil
+import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,17 @@ def _digests(state: Any, finite: str = "") -> dict[str, str]:
             raise UserError(f"{finite}: {name} is not finite; try a smaller --config.optimizer.alpha")
         found[name] = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
     return found
+
+
+@contextlib.contextmanager
+def _threads_without_words() -> Iterator[None]:
+    """Orbax raises an error of its threads in the main thread too; there it becomes a sentence."""
+    before = threading.excepthook
+    threading.excepthook = lambda _: None
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _first_line(error: BaseException) -> str:
@@ -83,12 +96,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if step in self._manager.all_steps():  # a run that stopped right after it was saved
             return
         digests = _digests(state, f"step {step} cannot be a checkpoint")
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests))
+        metrics = {"score": score} if self._scored and score is not None else None
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests)),
-                metrics={"score": score} if self._scored and score is not None else None,
-            )
+            with _threads_without_words():
+                self._manager.save(step, args=args, metrics=metrics)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self._workdir} ({_first_line(error)}): make "
@@ -143,10 +155,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def restore_variables(self, step: int) -> dict:
         """What the model needs of the state at `step`: params, rho and batch_stats, as nested dicts of host arrays."""
-        metadata = self._manager.item_metadata(step)["state"]
-        if metadata is None:
-            raise UserError(f"{self._path(step)} is damaged (its description is missing): {MEND}")
-        saved = metadata.tree
+        try:
+            saved = self._manager.item_metadata(step)["state"].tree
+        except (KeyError, AttributeError, ValueError, OSError):
+            raise UserError(f"{self._path(step)} is damaged (its description is missing): {MEND}") from None
         # Host arrays, as the devices of the training may not be here.
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         state: dict = self.restore(like, step)

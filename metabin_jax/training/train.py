@@ -76,11 +76,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     workdir = Path(workdir).expanduser()
     config = resolve(config)
     check_workdir(config, workdir)
-    with locked(workdir):
-        return _train(config, workdir)
-
-
-def _train(config: ConfigDict, workdir: Path) -> dict:
     if config.debug_nans:
         jax.config.update("jax_debug_nans", True)
     run, targets = build(config), read_targets(config)
@@ -93,8 +88,16 @@ def _train(config: ConfigDict, workdir: Path) -> dict:
     if config.init and not has_checkpoint(workdir):
         with_weights(config, jax.eval_shape(run.init))  # a file that does not fit is refused here
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
-    describe_run(config, run.data.records, workdir)
-    check_shared(workdir / "config.json")
+    with locked(workdir):
+        describe_run(config, run.data.records, workdir)
+        check_shared(workdir / "config.json")
+        train_steps(run, images, workdir, placement)
+        return evaluate_trained(trained.load(workdir, config), targets, target_images)
+
+
+def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placement) -> None:
+    """All steps that the run lacks, with its log and its checkpoints. Raises as `train`."""
+    config = run.config
     total, images_per_step = config.epochs * run.steps_per_epoch, sum(map(len, run.rows(0)))
     step_fn = make_step(run)
     more: tuple[Any, ...] = (run.key,)
@@ -130,7 +133,6 @@ def _train(config: ConfigDict, workdir: Path) -> dict:
                     saved = time.monotonic()
                 if is_asked and step < total:
                     raise Stopped(stop.number, f"stopped at step {step} of {total}: the same command resumes there")
-    return evaluate_trained(trained.load(workdir, config), targets, target_images)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def test_help_of_a_command(capsys, command, options):
 
 
 def test_every_config_of_the_help_exists(capsys):
-    names = ("metabin", "benchmark", "folder", "finetune", "demo")
+    names = ("metabin", "benchmark", "folder", "finetune", "demo", "networks")
     _, out, _ = run(capsys, "train", "--help")
     for name in names:
         assert f"\n  {name}  " in out
@@ -151,8 +151,8 @@ def test_help_imports_no_jax():
         ([DEMO, "--workdir={dir}/run", "extra"], "unrecognized arguments: extra"),
         (
             ["--config=dmeo", "--workdir={dir}/run"],
-            "there is no config 'dmeo': choose from benchmark, demo, finetune, folder, metabin, or give a Python file, "
-            "such as ./dmeo.py",
+            "there is no config 'dmeo': choose from benchmark, demo, finetune, folder, metabin, networks, or give a "
+            "Python file, such as ./dmeo.py",
         ),
         (["--config=demo.py", "--workdir={dir}/run"], "the config file demo.py does not exist"),
         (["--config=", "--workdir={dir}/run"], "argument --config: must not be empty"),
@@ -330,10 +330,15 @@ def test_a_bug_keeps_its_traceback(capsys, tmp_path, monkeypatch):
 def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     """The demo, but for a net of little more than a stem and a few images."""
     monkeypatch.setitem(reid.BACKBONES, "tiny", reid.BACKBONES["stem"])
-    for name in ("generate", "list_records"):
-        few = functools.partial(getattr(synthetic, name), ids_per_domain=2, images_per_id=4)
-        monkeypatch.setattr(synthetic, name, few)
-    small = ("model.name=tiny", "data.height=32", "batch.ids_per_domain=2", "batch.images_per_id=2")
+    monkeypatch.setattr(synthetic, "list_records", functools.partial(synthetic.list_records, images_per_id=4))
+    small = (
+        "data.identities=2",
+        f"data.cache_dir={tmp_path}/cache",
+        "model.name=tiny",
+        "data.height=32",
+        "batch.ids_per_domain=2",
+        "batch.images_per_id=2",
+    )
     options = [f"--config.{option}" for option in ("epochs=1", "steps_per_epoch=2", *small)]
     status, out, err = run(capsys, "train", DEMO, f"--workdir={tmp_path}", *options)
     assert status == 0

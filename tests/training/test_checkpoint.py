@@ -30,7 +30,7 @@ def saved_steps(workdir):
 def save(workdir, scores):
     """Opens the folder anew before every step, as a run does that is killed after each."""
     for step, score in enumerate(scores, start=1):
-        with Checkpoints(workdir, scored=score is not None) as checkpoints:
+        with Checkpoints(workdir, scored=any(scores), keep=2) as checkpoints:
             checkpoints.save(state(step), score)
 
 
@@ -59,17 +59,18 @@ def test_a_state_comes_back_on_the_devices_that_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "kept", "selected"),
     [
-        ([None, None, None], [3], 3),
-        ([0.1, 0.2, 0.3], [3], 3),
-        ([0.3, 0.1, 0.2], [1, 3], 1),
-        ([0.1, 0.3, 0.2, 0.25], [2, 4], 2),
-        ([0.3, 0.3], [2], 2),
+        ([None, None, None], [2, 3], 3),
+        ([0.1, 0.2, 0.3], [2, 3], 3),
+        ([0.3, 0.1, 0.2], [1, 2, 3], 1),
+        ([0.1, 0.3, 0.2, 0.25], [2, 3, 4], 2),
+        ([0.3, 0.3], [1, 2], 2),
+        ([0.3, None, 0.2, None], [1, 3, 4], 1),  # those within an epoch have no score
     ],
 )
 def test_the_latest_and_the_best_are_kept(tmp_path, scores, kept, selected):
     save(tmp_path, scores)
     assert saved_steps(tmp_path) == kept
-    with Checkpoints(tmp_path, scored=scores[0] is not None, create=False) as checkpoints:
+    with Checkpoints(tmp_path, scored=any(scores), create=False) as checkpoints:
         assert checkpoints.latest_step() == len(scores)
         assert checkpoints.selected_step() == selected
         assert checkpoints.score(selected) == scores[selected - 1]
@@ -119,7 +120,7 @@ def test_a_killed_save_leaves_the_checkpoint_before(tmp_path, monkeypatch):
             checkpoints.restore(state(0), 1).batch_stats["mean"], state(1).batch_stats["mean"]
         )
         checkpoints.save(state(2))
-    assert saved_steps(tmp_path) == [2]
+    assert saved_steps(tmp_path) == [1, 2]
 
 
 def test_variables_can_be_read_without_the_devices_of_the_training(tmp_path):
