@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from experiments.settings import Setting
-from experiments.study import run_study
+from experiments.study import in_one_sentence, run_study
 from experiments.tables import Row, table
 from metabin_jax.data import synthetic
 
@@ -17,12 +17,14 @@ WORKDIR = Path("runs/demo")
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="experiments.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.parse_args()
     target = synthetic.DOMAIN_NAMES[-1]
     rows = [Row("BN", {"method": "bn"}), Row("MetaBIN", {"method": "metabin"})]
-    lines = run_study(rows, Setting("synthetic"), [0], WORKDIR)
+    with in_one_sentence(parser):
+        lines = run_study(rows, Setting("synthetic"), [0], WORKDIR)
     print(f"\nR-1 / mAP (%) on {target!r}, a camera network that neither model was trained on:\n")
     print(f"{table(rows, lines)}\n")
     print(f"Metrics (metrics.jsonl, tensorboard/), checkpoints and configs are in {WORKDIR.resolve()}/*/.")

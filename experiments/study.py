@@ -38,7 +38,7 @@ from experiments import settings
 from experiments.settings import Setting
 from experiments.tables import Line, Row, changed_fields, differences, mean_scores, table
 from experiments.together import train_together
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import Stopped, UserError
 from metabin_jax.runtime.files import write_text
 from metabin_jax.runtime.runlog import read_rows
 from metabin_jax.training.train import train
@@ -295,9 +295,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
 
 @contextmanager
 def in_one_sentence(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Ends the process with status 2 and one sentence for an error that the user can mend."""
+    """Ends the process with one sentence: with status 2 for an error that the user can mend, or when a signal asks."""
     try:
         yield
+    except Stopped as stopped:
+        parser.exit(stopped.status, f"{parser.prog}: {stopped}\n")
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -16,8 +16,11 @@ class Stopped(Exception):
     """A signal ended the work in good order. status: of the process, 128 + the signal's number."""
 
     def __init__(self, number: int, words: str):
-        super().__init__(words)
-        self.status = 128 + number
+        super().__init__(number, words)  # what a process sends to another
+        self.status, self._words = 128 + number, words
+
+    def __str__(self) -> str:
+        return self._words
 
 
 def needs(what: str, extra: str, *modules: str, otherwise: str = "") -> None:

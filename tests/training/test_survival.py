@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 
@@ -55,6 +56,8 @@ def test_a_signal_ends_the_run_after_its_step_and_a_second_one_at_once(folder, s
         patch.setattr(train, "read_batches", signalled)
         train.train(config, tmp_path)
     assert stop.value.status == 128 + number
+    sent = pickle.loads(pickle.dumps(stop.value))  # as the process of a study sends it
+    assert (str(sent), sent.status) == (str(stop.value), stop.value.status)
     assert handlers == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) == before
     assert saved(tmp_path) == [3, BETWEEN]
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
