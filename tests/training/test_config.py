@@ -81,7 +81,7 @@ def test_override(field, text, value):
     ("field", "text", "message"),
     [
         ("sed", "1", "config has no field 'sed': did you mean seed?"),
-        ("zzz", "1", "config has no field 'zzz': choose from batch, data, epochs, "),
+        ("zzz", "1", "config has no field 'zzz': choose from batch, checkpoint_minutes, data, "),
         ("optimizer.alhpa", "1", "config.optimizer has no field 'alhpa': did you mean alpha?"),
         ("seed.x", "1", "config.seed is no group: it has no field 'x'"),
         ("optimizer", "1", "config.optimizer is a group: set its fields, such as config.optimizer.alpha"),
