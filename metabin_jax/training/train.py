@@ -18,6 +18,7 @@ from metabin_jax.baselines import MLDG
 from metabin_jax.data import resident
 from metabin_jax.data.augment import augment
 from metabin_jax.data.pipeline import StepBatches, batches
+from metabin_jax.runtime import peers
 from metabin_jax.runtime.compilation import compile_ahead, use_compilation_cache
 from metabin_jax.runtime.devices import Placement, check_shared, say, shapes_on
 from metabin_jax.runtime.errors import Stopped, UserError, few
@@ -90,9 +91,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     images, target_images = load_images(config, run.data.records), load_images(config, targets) if targets else None
     with locked(workdir):
         describe_run(config, run.data.records, workdir)
+        peers.forget(workdir)
         check_shared(workdir / "config.json")
-        train_steps(run, images, workdir, placement)
-        return evaluate_trained(trained.load(workdir, config), targets, target_images)
+        with peers.Peers(workdir):
+            train_steps(run, images, workdir, placement)
+            return evaluate_trained(trained.load(workdir, config), targets, target_images)
 
 
 def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placement) -> None:
