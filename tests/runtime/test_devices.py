@@ -131,7 +131,7 @@ def test_one_process_writes_and_prints(two_processes):
     workdir, ((out, err), (other_out, other_err)) = two_processes
     assert sorted(path.name for path in workdir.iterdir()) == [
         "checkpoints", "config.json", "environment.json", "evaluation.json", "evaluation.md", "lock",
-        "metrics.jsonl", "records.txt", "tensorboard",
+        "metrics.jsonl", "peers", "records.txt", "tensorboard",
     ]  # fmt: skip
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     assert len(json.loads((workdir / "environment.json").read_text())) == 1
