@@ -1,12 +1,13 @@
 """Checkpoints of the whole TrainState: everything that changes from step to step, with a digest of every array."""
 
 import contextlib
+import functools
 import hashlib
 import operator
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,41 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from metabin_jax.algorithm import TrainState
-from metabin_jax.runtime.devices import say
+from metabin_jax.runtime.devices import first_before_others, say
 from metabin_jax.runtime.errors import UserError
 
 _score = operator.itemgetter("score")
 MEND = "resume the training, which takes the one before, or put it back from a copy"
 
 
-def _digests(state: Any, finite: str = "") -> dict[str, str]:
-    """Path -> SHA-256 of each array. finite: raises UserError, which begins so, for a value that is not."""
-    found = {}
+def _arrays(state: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and value of each array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array, name = np.asarray(leaf), "/".join(str(getattr(key, "name", getattr(key, "key", key))) for key in path)
-        if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(f"{finite}: {name} is not finite; try a smaller --config.optimizer.alpha")
-        found[name] = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
-    return found
+        yield "/".join(str(getattr(key, "name", getattr(key, "key", key))) for key in path), np.asarray(leaf)
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    for name, array in _arrays(state):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(
+                f"step {step} cannot be a checkpoint: {name} is not finite; try a smaller --config.optimizer.alpha"
+            )
+
+
+def _digests(state: Any) -> dict[str, str]:
+    """Path -> SHA-256 of each array."""
+    digests = {}
+    for name, array in _arrays(state):
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def _set_aside(path: Path) -> None:
+    """A damaged checkpoint must not stand in the way of the steps that come again."""
+    if path.exists():
+        path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 @contextlib.contextmanager
@@ -71,8 +91,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             best_fn=_score if scored else None,
-            # Writing in the background would read buffers that the next step, donated the state, overwrites.
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=False,  # `save` itself writes in the background, from a copy
             create=create,
             cleanup_tmp_directories=create,  # what a killed run left half-written
         )
@@ -83,19 +102,41 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             registry.add("digests", args, ocp.handlers.JsonCheckpointHandler())
         self._workdir, self._scored = workdir, scored
         self._manager = ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+        self._writer = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._manager.close()
+
+    def wait(self) -> None:
+        """Returns when what was saved is written. Raises what `save` says of writing."""
+        written, self._written = self._written, None
+        if written:
+            written.result()
 
     def save(self, state: TrainState, score: float | None = None) -> None:
-        """Writes `state` under its step, with its score if it has one.
+        """Writes `state` under its step, with its score if it has one; a single process writes in the background.
 
-        Raises UserError if a value is not finite, or if it cannot be written; the checkpoints before stay.
+        Raises UserError if a value is not finite or, in the next call, if it could not be written; the checkpoints
+        before stay.
         """
+        self.wait()
         step = int(state.step)
         if step in self._manager.all_steps():  # a run that stopped right after it was saved
             return
-        digests = _digests(state, f"step {step} cannot be a checkpoint")
+        _check_finite(state, step)
+        if jax.process_count() > 1:
+            self._write(state, step, score)
+            return
+        copy = jax.tree.map(np.array, state)  # the next step, donated the state, overwrites its buffers
+        self._written = self._writer.submit(self._write, copy, step, score)
+
+    def _write(self, state: TrainState, step: int, score: float | None) -> None:
+        digests = _digests(state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests))
         metrics = {"score": score} if self._scored and score is not None else None
         try:
@@ -108,6 +149,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             ) from error
 
     def latest_step(self) -> int | None:
+        self.wait()
         return self._manager.latest_step()
 
     def score(self, step: int) -> float | None:
@@ -143,8 +185,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 state = self.restore(like, step)
             except UserError as error:
                 say(f"{error}")
-                # It must not stand in the way of the steps that come again.
-                shutil.move(self._path(step), self._path(step).with_name(f"damaged-{step}-{uuid.uuid4().hex[:8]}"))
+                first_before_others(functools.partial(_set_aside, self._path(step)))
                 self._manager.reload()
             else:
                 return state

@@ -111,6 +111,7 @@ def test_a_killed_save_leaves_the_checkpoint_before(tmp_path, monkeypatch):
             monkeypatch.setattr(os, name, killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save(state(2))
+            checkpoints.wait()
         for name, function in zip(("rename", "replace"), real, strict=True):
             monkeypatch.setattr(os, name, function)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2, "something half-written must be there"
