@@ -27,6 +27,17 @@ def check_writable(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing, such as a full disk's, name no file by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to. When the context ends without an error, the file is renamed to `path`.
 
@@ -36,8 +47,9 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".metabin-{uuid.uuid4().hex}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

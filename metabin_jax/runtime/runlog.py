@@ -16,7 +16,7 @@ import numpy as np
 from metabin_jax.runtime.devices import is_first
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.events import Events
-from metabin_jax.runtime.files import write_text
+from metabin_jax.runtime.files import naming, write_text
 from metabin_jax.runtime.progress import Progress
 
 
@@ -116,7 +116,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         """Adds a row."""
         if not is_first():
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         if self._events:
             self._events.add(step, row)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import logging
 import operator
 import threading
 import uuid
@@ -55,14 +56,17 @@ def _set_aside(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _threads_without_words() -> Iterator[None]:
-    """Orbax raises an error of its threads in the main thread too; there it becomes a sentence."""
-    before = threading.excepthook
+def _without_words() -> Iterator[None]:
+    """Orbax raises an error of its threads in ours too, where it becomes a sentence, and logs them with tracebacks."""
+    hook, logger = threading.excepthook, logging.getLogger("absl")
+    level = logger.level
     threading.excepthook = lambda _: None
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = hook
+        logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:
@@ -140,7 +144,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests))
         metrics = {"score": score} if self._scored and score is not None else None
         try:
-            with _threads_without_words():
+            with _without_words():
                 self._manager.save(step, args=args, metrics=metrics)
         except (OSError, ValueError) as error:
             raise UserError(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import tqdm.std
 
 from metabin_jax.runtime import runlog
-from metabin_jax.runtime.files import write_json
+from metabin_jax.runtime.files import naming, write_json
 from metabin_jax.runtime.runlog import MetricsWriter
 from metabin_jax.training.config import metabin
 from metabin_jax.training.workdir import check_workdir, describe_run, read_config
@@ -43,6 +44,16 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     write_json(path, {"new": 3})
     assert json.loads(path.read_text()) == {"new": 3}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"), naming(tmp_path / "a.json"):
+        full()
+    with pytest.raises(OSError, match=r"No such file or directory: '/no/such'"), naming(tmp_path / "a.json"):
+        open("/no/such")
 
 
 def test_a_damaged_config_is_one_sentence(tmp_path):
