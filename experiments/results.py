@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import figures, why
-from experiments.comparison import METHODS, choices, difference, differences, pairs, table
+from experiments.comparison import METHODS, choices, difference, differences, over_targets, pairs, table
 from experiments.study import read
 from experiments.tables import METRICS, Line, markdown
 from metabin_jax.runtime.files import write_text
@@ -48,13 +48,9 @@ def found(lines: Sequence[Line]) -> str:
 
 
 def means(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
-    """Method -> metric -> mean over its pairs in %, best R-1 first."""
-    found = {name: list(pairs(lines, name).values()) for name in METHODS}
-    values = {
-        name: {metric: 100 * float(np.mean([line[metric] for line in own])) for metric in METRICS}
-        for name, own in found.items()
-        if own
-    }
+    """Method -> metric -> `over_targets`, best R-1 first."""
+    found = {name: pairs(lines, name) for name in METHODS}
+    values = {name: {metric: over_targets(own, metric) for metric in METRICS} for name, own in found.items() if own}
     return dict(sorted(values.items(), key=lambda item: -item[1]["R-1"]))
 
 

@@ -43,7 +43,7 @@ def test_a_difference_is_paired_by_target_and_seed():
     low, high = stats.t.interval(0.95, 3, points.mean(), stats.sem(points))
     np.testing.assert_allclose(found[:3], (points.mean(), low, high))
     assert (found.pairs, found.ahead, found.targets) == (4, 1, 2)
-    assert "| MetaBIN | 60.0 ± 14.1 | 85.0 ± 7.1 | 72.5 / 36.2 | 4 |" in table(lines)
+    assert "| MetaBIN | 60.0 ± 14.1 | 85.0 ± 7.1 | 72.5 / 36.3 | 4 |" in table(lines)
     assert choices(lines).splitlines()[-2:] == ["| BIN | 0 | 2 |", "| MetaBIN | 2 | 0 |"]
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"), naming(tmp_path / "a.json"):
         full()
     with pytest.raises(OSError, match=r"No such file or directory: '/no/such'"), naming(tmp_path / "a.json"):
-        open("/no/such")
+        Path("/no/such").read_text()
 
 
 def test_a_damaged_config_is_one_sentence(tmp_path):
