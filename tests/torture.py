@@ -81,8 +81,12 @@ def main() -> None:
                 except subprocess.TimeoutExpired:
                     process.send_signal(kind)
             words = process.communicate()[1]
-            if "Traceback" in words and kind != signal.SIGINT:  # Python itself may be starting when SIGINT comes
-                sys.exit(f"{kind}: {words}")
+            # Tensorstore's threads print what they meet on a full disk, and Python may be starting when SIGINT comes.
+            last = words.strip().splitlines()[-1] if words.strip() else ""
+            if not kind and process.returncode and not last.startswith("one sentence"):
+                sys.exit(f"full disk: {words}")
+            if kind and kind != signal.SIGINT and "Traceback" in words:
+                sys.exit(f"{kind.name}: {words}")
             if process.returncode == 0:
                 check(folder, workdir, Path(root) / "straight")
                 number += 1
