@@ -12,6 +12,8 @@ Array = jax.Array
 
 # Below this squared distance, every derivative of the distance is 0 instead of NaN.
 _TINY = 1e-12
+# Above this magnitude features are scaled, because the squares of larger ones leave the range of float32.
+_HUGE = 2.0**50
 
 
 def _full_precision(x: Array) -> Array:
@@ -21,12 +23,15 @@ def _full_precision(x: Array) -> Array:
 def pairwise_distance(feature_ND: Array) -> Array:
     """Euclidean distances dist_NN [N, N], with products at the highest precision (no TF32)."""
     feature_ND = _full_precision(feature_ND)
+    largest = jax.lax.stop_gradient(jnp.abs(feature_ND).max())
+    scale = jnp.where(largest > _HUGE, largest, 1)
+    feature_ND = feature_ND / scale
     # Distances do not depend on the batch mean. Without it, |a|^2 + |b|^2 - 2ab loses fewer digits to cancellation.
     feature_ND = feature_ND - feature_ND.mean(0, keepdims=True)
     square_N = jnp.square(feature_ND).sum(1)
     dot_NN = jnp.matmul(feature_ND, feature_ND.T, precision="highest")
     square_NN = square_N[:, None] + square_N[None, :] - 2 * dot_NN
-    return jnp.sqrt(jnp.maximum(square_NN, _TINY))
+    return scale * jnp.sqrt(jnp.maximum(square_NN, _TINY))
 
 
 def _equal(label_N: Array) -> Array:

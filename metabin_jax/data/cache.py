@@ -26,13 +26,16 @@ MOST_PIXELS = 2**26  # of an image: a file of a few kB can claim any number
 
 
 def _file_stamp(record: Record) -> str:
-    """Path, size and modification time of the record's image. Raises FileNotFoundError."""
+    """Path, size and times of the record's image. Raises FileNotFoundError.
+
+    Copying tools keep the time of modification, so it can be that of an earlier image; nobody sets the time of change.
+    """
     path = os.path.abspath(record.path)
     try:
         stat = os.stat(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"Image {path} does not exist.") from None
-    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
 
 
 def load_images(

@@ -57,7 +57,7 @@ def _git_revision() -> str | None:
 
 
 class NotFinite(Exception):
-    """Something computed is not finite. step: the first where it was not. names: of its metrics that are not."""
+    """Something is not finite. step: the first where it was not. names: of its metrics that are not, if any."""
 
     def __init__(self, step: int, names: list[str]):
         super().__init__(step, names)

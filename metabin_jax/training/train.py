@@ -45,7 +45,8 @@ def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, M
         with tracing_for(platform or jax.default_backend()):
             after, metrics = run.learner.train_step(state, *ready)
         metrics |= rho_by_stage(after.rho) | {"alpha": alpha(state.step)}
-        return after, metrics | {"finite": jnp.isfinite(jnp.stack(list(metrics.values()))).all()}
+        computed = [*metrics.values(), *(leaf.sum() for leaf in jax.tree.leaves((after.params, after.rho)))]
+        return after, metrics | {"finite": jnp.isfinite(jnp.stack(computed)).all()}
 
     return jax.jit(step_fn, donate_argnums=0)
 
@@ -147,7 +148,8 @@ def _explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
         records = [run.data.records[row].path for row in run.rows(error.step - 1)[0]]
         good = checkpoints.latest_step()
         raise UserError(
-            f"step {error.step} is not finite: {', '.join(error.names)}. Its base batch has {few(records, 3)}; the "
+            f"step {error.step} is not finite: {', '.join(error.names) or 'the updated parameters'}. Its base batch "
+            f"has {few(records, 3)}; the "
             f"last good checkpoint is {f'of step {good}' if good else 'none'}. Try a smaller --config.optimizer.alpha, "
             "--config.model.dtype=float32, or --config.debug_nans=True, which names the operation"
         ) from None

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import socket
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -24,6 +26,7 @@ RESUMABLE = (
     "epochs", "log_every", "keep", "checkpoint_minutes", "debug_nans", "eval.", "data.path", "data.cache_dir",
     "data.resident", "steps_per_dispatch",
 )  # fmt: skip
+READERS = 16  # threads that wait for files, on a network or a disk
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -55,7 +58,7 @@ def check_records(config: ConfigDict, records: Sequence[Record], workdir: Path) 
         if old != new:
             raise UserError(
                 f"{workdir} was trained on other images: its record {old!r} is now {new!r} (domain, path, identity, "
-                "camera, split, bytes). Put the images back, or choose another --workdir"
+                "camera, split, bytes, CRC-32). Put the images back, or choose another --workdir"
             )
 
 
@@ -76,11 +79,13 @@ def _lines(config: ConfigDict, records: Sequence[Record]) -> list[str]:
 
     def line(record: Record) -> str:
         path = Path(record.path)
-        size = path.stat().st_size if config.data.path and path.is_file() else 0
+        content = path.read_bytes() if config.data.path and path.is_file() else b""
         seen = os.path.relpath(path, root) if config.data.path else record.path
-        return "\t".join(map(str, (record.domain, seen, record.pid, record.camid, record.split, size)))
+        labels = record.domain, seen, record.pid, record.camid, record.split, len(content), f"{zlib.crc32(content):08x}"
+        return repr("\t".join(map(str, labels)))[1:-1]  # no name breaks a line
 
-    return [repr(line(record))[1:-1] for record in records]  # no name breaks a line
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(line, records))
 
 
 @contextlib.contextmanager
@@ -108,7 +113,8 @@ def describe_run(config: ConfigDict, records: Sequence[Record], workdir: Path) -
     """Writes config.json and records.txt, and adds this start of the run to environment.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", settings(config))
-    write_text(workdir / "records.txt", "".join(f"{line}\n" for line in _lines(config, records)))
+    if not (path := workdir / "records.txt").exists():  # otherwise `check_records` found it equal
+        write_text(path, "".join(f"{line}\n" for line in _lines(config, records)))
     path = workdir / "environment.json"
     starts = read_json(path) if path.exists() else []
     write_json(path, [*starts, environment()])

@@ -107,6 +107,10 @@ def test_decodes_once_and_again_when_anything_changes(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes() + b"\0")  # the same modification time, another size
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert decodings(both) == 2
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"1")  # the same size and modification time
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert decodings(both) == 2
     assert decodings(both) == 0
 
 

@@ -75,12 +75,19 @@ def test_checkpoints_come_between_epochs_too(folder, straight, tmp_path):
     assert_same_run(config, tmp_path, straight[0])
 
 
-def test_what_is_not_finite_ends_the_run_with_its_step(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "alpha", "decay", "what"),
+    [
+        ("metabin", 1e30, 0, r"step \d+ is not finite: .*base/"),
+        ("bn", 1e30, 1e30, "step 1 is not finite: the updated parameters"),
+    ],
+)
+def test_what_is_not_finite_ends_the_run_with_its_step(folder, tmp_path, method, alpha, decay, what):
+    """The second: the losses of the first step are finite, its update is not."""
     config = tiny_config(folder)
-    config.optimizer.alpha, config.log_every = 1e30, 1000
-    with pytest.raises(
-        UserError, match=r"step \d+ is not finite: .*base/.*\.png.*last good checkpoint.*alpha"
-    ) as error:
+    config.method, config.optimizer.weight_decay = method, decay
+    config.optimizer.alpha, config.log_every = alpha, 1000
+    with pytest.raises(UserError, match=what + r".*\.png.*last good checkpoint.*alpha") as error:
         train.train(config, tmp_path)
     assert "\n" not in str(error.value)
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -142,7 +149,7 @@ def test_a_run_without_its_config_is_refused(half_done):
 
 
 def test_a_run_knows_its_images(half_done, straight, tmp_path):
-    """A moved folder is the same data. Two identities swapped, an image less or another size are not."""
+    """A moved folder is the same data. Two identities swapped, an image less or another content are not."""
     config, workdir = half_done
     moved = tmp_path / "moved"
     shutil.copytree(config.data.path, moved)
@@ -155,6 +162,10 @@ def test_a_run_knows_its_images(half_done, straight, tmp_path):
 
     content = first.read_bytes()
     first.write_bytes(content + b"0")
+    refused("trained on other images: its record .*east.*0000_c1")
+    times = first.stat().st_atime_ns, first.stat().st_mtime_ns
+    first.write_bytes(content[:-1] + b"0")
+    os.utime(first, ns=times)
     refused("trained on other images: its record .*east.*0000_c1")
     first.unlink()
     refused("trained on other images")
