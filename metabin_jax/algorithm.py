@@ -61,11 +61,16 @@ class MetaBIN(Learner):
         """Lines 9-15: rho <- clip(rho - gamma * meta-gradient). Nothing else in the state changes."""
         grads, metrics = self.meta_gradient(state, xs, xt)
         gamma = learner.at_step(self.gamma, state.step)
-        rho = jax.tree.map(lambda r, g: jnp.clip(r - gamma * g, 0, 1), state.rho, grads)  # line 15
-        return state.replace(rho=rho), metrics
+        rho = learner.descended(state.rho, grads, gamma)  # line 15
+        return state.replace(rho=jax.tree.map(lambda r: jnp.clip(r, 0, 1), rho)), metrics
 
     def meta_gradient(self, state: TrainState, xs: Batch, xt: Batch) -> tuple[Tree, Metrics]:
-        """Eq. 10: gradient of L_tr(X_T; rho') in rho through the inner update, shaped like rho, and metrics."""
+        """Eq. 10: gradient of L_tr(X_T; rho') in rho through the inner update, shaped like rho, and metrics.
+
+        Raises ValueError if there is no rho to learn.
+        """
+        if not jax.tree.leaves(state.rho):
+            raise ValueError("the model has no collection 'rho': give it norm layers such as norm.BatchInstanceNorm")
         learner.check(xs)
         learner.check(xt)
 
@@ -84,7 +89,7 @@ class MetaBIN(Learner):
         rho = jax.lax.stop_gradient(state.rho) if self.first_order else state.rho
         grads, terms = jax.grad(self.meta_loss, argnums=1, has_aux=True)(state, rho, xs, self.meta_train_losses)
         beta = learner.at_step(self.beta, state.step)
-        pushed = jax.tree.map(lambda r, g: r - beta * g, state.rho, grads)  # line 12
+        pushed = learner.descended(state.rho, grads, beta)  # line 12
         rho_inner = jax.tree.map(self.inner_clip, pushed)
         metrics = {
             "inner/beta": jnp.asarray(beta, jnp.float32),

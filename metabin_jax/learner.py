@@ -74,9 +74,9 @@ BASE_LOSSES: Losses = (("cross_entropy", cross_entropy), ("triplet", triplet))  
 class Learner:
     """Training by base updates alone, as BN, IN, half and DualNorm of Table 4; other methods extend it.
 
-    model: linen module, (image_NHWC, train) -> (feature_ND, embedding_ND, logits_NM), with the collections params,
-    batch_stats and, if it has norm layers to balance, rho; it draws from the rng collection `noise`. optimizer: of
-    params, with alpha inside. base_losses: the terms of L_base.
+    model: linen module, (image_NHWC, train) -> (feature_ND, embedding_ND, logits_NM), with the collections params and,
+    if its layers have any, batch_stats and rho; it draws from the rng collection `noise`. optimizer: of params, with
+    alpha inside. base_losses: the terms of L_base.
     """
 
     model: nn.Module
@@ -95,7 +95,7 @@ class Learner:
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             rho=variables.get("rho", {}),
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             opt_state=self.optimizer.init(variables["params"]),
         )
 
@@ -104,7 +104,7 @@ class Learner:
         variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
         rngs = None if batch.key is None else {"noise": batch.key}
         outputs, updated = self.model.apply(variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs)
-        return Outputs(*outputs), updated["batch_stats"]
+        return Outputs(*outputs), updated.get("batch_stats", {})
 
     def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, dict[str, Tree]]]:
         """Line 5, Eq. 4: the sum of `base_losses` on X_B; each term, and the other fields of the state it changes."""
@@ -145,6 +145,11 @@ def prefixed(prefix: str, terms: Metrics) -> Metrics:
 def at_step(value: optax.ScalarOrSchedule, step: Array) -> Any:
     """A constant, or the value of a schedule at this step."""
     return value(step) if callable(value) else value
+
+
+def descended(weights: Tree, grads: Tree, rate: Any) -> Tree:
+    """weights - rate * grads, in the type of the weights: a rate of NumPy would make them float64 under x64."""
+    return jax.tree.map(lambda w, g: w - jnp.asarray(rate, w.dtype) * g, weights, grads)
 
 
 def clip_straight_through(rho: Array) -> Array:

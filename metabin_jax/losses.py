@@ -7,6 +7,7 @@ feature_ND [N, D] is the pooled backbone output BEFORE BNNeck, without normalisa
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -41,12 +42,18 @@ def _equal(label_N: Array) -> Array:
 def cross_entropy(logits_NM: Array, pid_N: Array, smoothing: float = 0.1) -> Array:
     """Eq. 2 with label smoothing ([42]): target (1 - eps) + eps / M on the identity, eps / M on the others; scalar.
 
-    logits_NM: [N, M] over all M identities of all sources. pid_N: in 0..M-1. The released code gives each other
-    identity eps / (M - 1) instead, which equals this loss with smoothing eps * M / (M - 1).
+    logits_NM: [N, M] over all M identities of all sources. pid_N: in 0..M-1; another one makes the loss NaN and, where
+    it is known outside of a jitted function, raises ValueError. The released code gives each other identity
+    eps / (M - 1) instead, which equals this loss with smoothing eps * M / (M - 1).
     """
     chex.assert_rank([logits_NM, pid_N], [2, 1])
+    if not isinstance(pid_N, jax.core.Tracer):
+        known_N, most = np.asarray(pid_N), logits_NM.shape[1] - 1
+        if known_N.min() < 0 or known_N.max() > most:
+            raise ValueError(f"pid_N has values from {known_N.min()} to {known_N.max()}, not from 0 to {most}")
     log_prob_NM = jax.nn.log_softmax(_full_precision(logits_NM))
-    hit_N = jnp.take_along_axis(log_prob_NM, pid_N[:, None], axis=1)[:, 0]
+    index_N = jnp.where(pid_N < 0, logits_NM.shape[1], pid_N)  # -1 would be the last identity
+    hit_N = jnp.take_along_axis(log_prob_NM, index_N[:, None], axis=1)[:, 0]
     return -((1 - smoothing) * hit_N + smoothing * log_prob_NM.mean(1)).mean()
 
 

@@ -81,9 +81,8 @@ def main() -> None:
                 except subprocess.TimeoutExpired:
                     process.send_signal(kind)
             words = process.communicate()[1]
-            # Tensorstore's threads print what they meet on a full disk, and Python may be starting when SIGINT comes.
-            last = words.strip().splitlines()[-1] if words.strip() else ""
-            if not kind and process.returncode and not last.startswith("one sentence"):
+            # Orbax's threads print what they meet on a full disk, and Python may be starting when SIGINT comes.
+            if not kind and process.returncode and "one sentence: " not in words:
                 sys.exit(f"full disk: {words}")
             if kind and kind != signal.SIGINT and "Traceback" in words:
                 sys.exit(f"{kind.name}: {words}")

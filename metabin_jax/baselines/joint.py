@@ -8,7 +8,7 @@ import optax
 
 from metabin_jax.algorithm import MetaBIN
 from metabin_jax.baselines.learned_rho import LearnedRho
-from metabin_jax.learner import Batch, Metrics, TrainState, Tree, at_step, prefixed
+from metabin_jax.learner import Batch, Metrics, TrainState, Tree, at_step, descended, prefixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Joint(LearnedRho, MetaBIN):
         at = jax.lax.stop_gradient(weights) if self.first_order else weights
         grads, terms = jax.grad(meta_train_loss, has_aux=True)(at)
         beta = at_step(self.beta, state.step)
-        params, rho = jax.tree.map(lambda w, g: w - beta * g, weights, grads)
+        params, rho = descended(weights, grads, beta)
         metrics = {"inner/beta": jnp.asarray(beta, jnp.float32)} | prefixed("meta_train", terms)
         return state.replace(params=params, rho=jax.tree.map(self.inner_clip, rho)), metrics
 

@@ -50,6 +50,8 @@ class ReID(nn.Module):
     @nn.compact
     def __call__(self, image_NHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         chex.assert_shape(image_NHWC, (None, None, None, 3))
+        if not jnp.issubdtype(image_NHWC.dtype, jnp.floating):
+            raise TypeError(f"images are {image_NHWC.dtype}: a net takes floats, as data.augment.normalise makes them")
         map_NHWC = self.backbone(image_NHWC, train)
         map_NHWC = map_NHWC.astype(jnp.promote_types(map_NHWC.dtype, jnp.float32))
         feature_ND = map_NHWC.mean((1, 2))
