@@ -21,6 +21,8 @@ from metabin_jax.runtime.files import whole
 from metabin_jax.runtime.progress import Progress
 
 FORMAT = "metabin_jax images 2: RGB, upright by EXIF, bicubic, 16 bits to 8"  # of the key: change it with the decoding
+# A file (name or object), an image of PIL, or RGB pixels uint8 [H, W, 3].
+Picture = str | os.PathLike | IO[bytes] | Image.Image | np.ndarray
 BLOCK = 2**24  # bytes that share a checksum
 MOST_PIXELS = 2**26  # of an image: a file of a few kB can claim any number
 
@@ -112,27 +114,43 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def upright(file: str | IO[bytes]) -> Image.Image:
+def upright(file: str | os.PathLike | IO[bytes]) -> Image.Image:
+    """`in_rgb` of an image file. Raises what PIL raises for a broken one, and as `in_rgb`."""
+    with Image.open(file) as image:
+        return in_rgb(image)
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
     """An image in RGB, turned as its EXIF says; 16 bits a pixel are scaled to 8.
 
-    Raises what PIL raises for a broken one, and UserError for one of other numbers or of more than MOST_PIXELS.
+    Raises UserError for one of other numbers or of more than MOST_PIXELS.
     """
-    with Image.open(file) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise UserError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}: make it smaller")
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I;16"):
-            # 65535 is 257 * 255. PIL itself would cut off at 255.
-            turned = Image.fromarray(np.rint(np.asarray(turned) / 257).astype(np.uint8))
-        elif turned.mode in ("I", "F"):
-            raise UserError(f"pixels of the mode {turned.mode} have no known range: save it with 8 or 16 bits")
-        return turned.convert("RGB")
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}: make it smaller")
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16"):
+        # 65535 is 257 * 255. PIL itself would cut off at 255.
+        turned = Image.fromarray(np.rint(np.asarray(turned) / 257).astype(np.uint8))
+    elif turned.mode in ("I", "F"):
+        raise UserError(f"pixels of the mode {turned.mode} have no known range: save it with 8 or 16 bits")
+    return turned.convert("RGB")
 
 
-def decode_image(file: str | IO[bytes], size: tuple[int, int]) -> np.ndarray:
-    """One image as `load_images` decodes it: uint8 [height, width, 3]. Raises what PIL raises for a broken one."""
+def decode_image(picture: Picture, size: tuple[int, int]) -> np.ndarray:
+    """One image as `load_images` decodes it: uint8 [height, width, 3].
+
+    Raises what PIL raises for a broken file, and UserError as `in_rgb` and for an array of another kind.
+    """
     height, width = size
-    return np.asarray(upright(file).resize((width, height), Image.Resampling.BICUBIC))
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise UserError(
+                f"an array must be RGB, uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}"
+            )
+        image = Image.fromarray(picture)
+    else:
+        image = in_rgb(picture) if isinstance(picture, Image.Image) else upright(picture)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def fault(path: str, error: Exception) -> str:

@@ -1,20 +1,79 @@
-"""Embeds image files with a trained run. Threads decode a few batches ahead of the device."""
+"""Pictures to features with a trained net. Threads decode a few batches ahead of the device."""
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from metabin_jax.data.cache import decode_image
+from metabin_jax.data.cache import Picture, decode_image
 from metabin_jax.evaluation.distances import unit_length
 from metabin_jax.evaluation.embedding import embed_batches
 from metabin_jax.retrieval.features import Features
 from metabin_jax.retrieval.listing import Listed
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.retrieval.search import nearest
+from metabin_jax.runtime.errors import UserError, first_line
 from metabin_jax.runtime.progress import Progress
+from metabin_jax.training import trained
 from metabin_jax.training.trained import Trained
+
+
+class Encoder:
+    """A trained net in use: pictures in, features out.
+
+        encoder = metabin_jax.Encoder.load("runs/mine")
+        feature_ND = encoder(["a.jpg", picture])
+        row_QK, similarity_QK = encoder.search("new.jpg", feature_ND, k=5)
+
+    size: (height, width) in pixels, to which pictures are resized as in training.
+    """
+
+    def __init__(self, run: Trained):
+        self.run, self.size = run, run.size
+
+    @classmethod
+    def load(cls, run: str | Path) -> "Encoder":
+        """The selected checkpoint of a workdir of `metabin train`. Raises UserError or FileNotFoundError."""
+        return cls(trained.load(run))
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
+        """Features [N, D] of length one: the product of two is their cosine similarity.
+
+        pictures: N paths, PIL images or RGB arrays uint8 [H, W, 3], of any size, mixed as you like; or a single one
+        (N = 1); or an array uint8 [N, H, W, 3]. Raises UserError, which names the picture, if one cannot be read.
+        """
+        single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) == 3
+        several: list[Any] = [pictures] if single else [*pictures]  # type: ignore[misc]
+        if not several:
+            raise UserError("there are no pictures to embed")
+        # Sizes are powers of two, so that few programs serve any number of pictures.
+        batch_size = min(self.run.batch_size, 1 << (len(several) - 1).bit_length())
+        broken: list[int] = []
+        feature_ND = np.concatenate([*_features(self.run, several, batch_size, broken)])
+        if broken:
+            picture = several[broken[0]]
+            named = picture if isinstance(picture, str | os.PathLike) else f"picture {broken[0]}"
+            try:
+                decode_image(picture, self.size)
+            except Exception as error:
+                raise UserError(f"{named} cannot be read: {first_line(error)}") from error
+        return feature_ND
+
+    def search(self, query: Any, gallery: Any, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k most similar of the gallery for each query, exactly: rows [Q, k] and cosine similarities [Q, k].
+
+        query, gallery: features [N, D] of this encoder, or pictures. Fewer than k if the gallery is smaller.
+        """
+        query_QD, gallery_GD = map(self._embedded, (query, gallery))
+        return nearest(query_QD, gallery_GD, min(k, len(gallery_GD)))
+
+    def _embedded(self, given: Any) -> NDArray[np.float32]:
+        is_feature = isinstance(given, np.ndarray) and given.dtype.kind == "f" and given.ndim == 2
+        return given if is_feature else self(given)
 
 
 def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list[str]]:
@@ -24,18 +83,12 @@ def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list
     """
     paths = [image.path for image in images]
     broken: list[int] = []
-
-    def pixels() -> Iterator[NDArray[np.uint8]]:
-        for image_NHWC, broken_of_batch in read_batches(paths, run.size, batch_size):
-            broken.extend(broken_of_batch)
-            yield image_NHWC
-
     batch_size = min(run.batch_size, len(paths))
     feature_of_batch = []
     with Progress("embedding", len(paths)) as progress:
-        for feature_ND in embed_batches(run.model, run.variables, pixels(), batch_size):
-            feature_of_batch.append(unit_length(feature_ND))
-            done = min(batch_size, len(paths) - progress.n)
+        for feature_ND in _features(run, paths, batch_size, broken):
+            feature_of_batch.append(feature_ND)
+            done = len(feature_ND)
             if progress.n:
                 progress.update(done)
             else:  # the first batch waits for the compilation
@@ -44,17 +97,37 @@ def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list
     if not len(kept):
         raise UserError(f"none of the {len(paths)} images can be read; the first is {paths[0]}.")
     feature_ND = np.concatenate(feature_of_batch)[kept]
-    if not np.isfinite(feature_ND).all():
-        raise UserError(f"features are not finite: check the weights in {run.workdir}.")
     path, pid, camid, domain = (np.array(column)[kept] for column in zip(*images, strict=True))
     features = Features(path, feature_ND, pid, camid, domain, run.made_by)
     return features, [paths[row] for row in broken]
 
 
+def _features(
+    run: Trained, pictures: Sequence[Picture], batch_size: int, broken: list[int]
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the features of one batch after the other. Adds to `broken` the rows that could not be read.
+
+    Raises UserError for a feature that is not finite.
+    """
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for image_NHWC, broken_of_batch in read_batches(pictures, run.size, batch_size):
+            broken.extend(broken_of_batch)
+            yield image_NHWC
+
+    done = 0
+    for embedding_ND in embed_batches(run.model, run.variables, pixels(), batch_size):
+        feature_ND = unit_length(embedding_ND[: len(pictures) - done])
+        if not np.isfinite(feature_ND).all():
+            raise UserError(f"features are not finite: check the weights in {run.workdir}.")
+        done += len(feature_ND)
+        yield feature_ND
+
+
 def read_batches(
-    paths: Sequence[str], size: tuple[int, int], batch_size: int
+    pictures: Sequence[Picture], size: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
-    """Yields batches uint8 [batch_size, H, W, 3] in order, each with the rows of `paths` that could not be read.
+    """Yields batches uint8 [batch_size, H, W, 3] in order, each with the rows of `pictures` that could not be read.
 
     Images that could not be read are zeros; so is the rest of the last batch. A thread decodes a whole batch, because
     one image is too small a task to hand over.
@@ -64,13 +137,13 @@ def read_batches(
         first = number * batch_size
         image_NHWC = np.zeros((batch_size, *size, 3), np.uint8)
         broken = []
-        for place, path in enumerate(paths[first : first + batch_size]):
+        for place, picture in enumerate(pictures[first : first + batch_size]):
             try:
-                image_NHWC[place] = decode_image(path, size)
+                image_NHWC[place] = decode_image(picture, size)
             except Exception:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
                 broken.append(first + place)
         return image_NHWC, broken
 
     cores = os.cpu_count() or 1
     ahead = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=2 * cores)
-    return iter(grain.MapDataset.range(-(-len(paths) // batch_size)).map(load).to_iter_dataset(ahead))
+    return iter(grain.MapDataset.range(-(-len(pictures) // batch_size)).map(load).to_iter_dataset(ahead))
