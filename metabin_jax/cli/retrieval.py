@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import csv
 import dataclasses
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
     return int(text)
+
+
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
 
 
 def _rate(text: str) -> float:
@@ -66,23 +71,26 @@ def embed(options: argparse.Namespace) -> int:
     MODEL_OF_IMAGES,
     option("-k", type=_count, default=10, help="how many images to list (default: 10)"),
     option("--threshold", metavar="FILE|NUMBER", help='of metabin calibrate, or from -1 to 1; "same" is above it'),
-    *output("a CSV file for the lists, instead of printing them"),
+    *output("a .csv, .json, .parquet or .html file for the lists, instead of printing them"),
 )
 def search(options: argparse.Namespace) -> int:
     """Find the most similar images of a gallery, and whether they show the same person.
 
     Lists the most similar gallery images of each query with their cosine similarity, from -1 to 1; the search is
     exact. A query that is in the gallery too, by its path, is left out of its own list. Features of two models are
-    refused. If images cannot be read, the exit status is 1.
+    refused. If images cannot be read, the exit status is 1. An .html page shows the images; it needs jinja2.
 
     examples:
       metabin search --query=new.jpg --gallery=gallery.npz --model=runs/mine -k 5
       metabin search --query=query.npz --gallery=gallery.npz --threshold=threshold.json --output=matches.csv
     """
-    from metabin_jax.retrieval import search
-    from metabin_jax.runtime.files import write_text
+    from metabin_jax.report import search_page
+    from metabin_jax.retrieval import search, tables
 
     output = check_output(options) if options.output else None
+    if output:
+        tables.check_suffix(output, [search_page.SUFFIX])
+        search_page.check(output)
     threshold = search.read_threshold(options.threshold) if options.threshold else None
     run = _run(options.model, options.query, options.gallery)
     if threshold and run:
@@ -95,16 +103,18 @@ def search(options: argparse.Namespace) -> int:
         threshold.check(query.made_by)
     lists = search.search(query, gallery, options.k)
     table = list(search.rows(query, gallery, lists, threshold))
+    words = threshold.words + threshold.in_gallery(len(gallery)) if threshold else ""
     if output:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([search.HEADER, *table])
-        write_text(output, text.getvalue())
+        if output.suffix.lower() == search_page.SUFFIX:
+            search_page.write(output, table, words)
+        else:
+            tables.write(output, search.HEADER, table)
         print(f"{output} has {len(table):,} rows (queries: {len(query):,})")
     else:
         for line in search.report(table):
             print(printable(line))
-    if threshold:
-        print(printable(threshold.words))
+    for line in words.splitlines():
+        print(printable(line))
     own = len(set(query.path.tolist()) & set(gallery.path.tolist()))
     if own:
         print(f"queries that are in the gallery and left out of their own lists: {own:,}", file=sys.stderr)
@@ -116,7 +126,9 @@ def search(options: argparse.Namespace) -> int:
 @command(
     option("images", metavar="IMAGES", help=FEATURES),
     MODEL_OF_IMAGES,
-    option("--far", type=_rate, default=1e-3, metavar="RATE", help="the false accept rate (default: 0.001)"),
+    option("--far", type=_rate, metavar="RATE", help="the false accept rate (default: 0.001)"),
+    option("--far-per-query", type=_number, metavar="N", help="instead: false matches per query in the gallery"),
+    option("--gallery-size", type=_count, metavar="N", help="images in that gallery (default: those given here)"),
     *output("the threshold, for metabin search (default: threshold.json)", default="threshold.json"),
 )
 def calibrate(options: argparse.Namespace) -> int:
@@ -126,17 +138,31 @@ def calibrate(options: argparse.Namespace) -> int:
     of one domain; pairs of one person are of two cameras. Prints both shares with 95 % intervals by resampling
     identities (pairs are not independent). Take people and cameras that the run was not trained on.
 
-    example:
+    A search makes as many comparisons per query as the gallery has images, so a rate that looks small can be wrong for
+    every query. --far-per-query=0.1 --gallery-size=5000 finds the threshold at which one query in ten meets a false
+    match in a gallery of 5,000 images.
+
+    examples:
       metabin calibrate pictures/south --model=runs/mine --far=0.001 --output=threshold.json
+      metabin calibrate pictures/south --model=runs/mine --far-per-query=0.1 --gallery-size=5000
     """
     from metabin_jax.retrieval.calibrate import calibrate
+    from metabin_jax.retrieval.search import false_matches
     from metabin_jax.runtime.files import write_json
 
+    if options.far and options.far_per_query:
+        raise UserError("--far and --far-per-query are two ways to say one thing: give one of them")
     output = check_output(options)
     features, status = _features(options.images, _run(options.model, options.images))
-    result = calibrate(features, options.far)
+    size = options.gallery_size or len(features)
+    far = options.far or 1e-3
+    if options.far_per_query and (far := options.far_per_query / size) >= 1:
+        raise UserError(
+            f"--far-per-query={options.far_per_query:g} is every image of a gallery of {size:,}: ask for less"
+        )
+    result = calibrate(features, far)
     write_json(output, dataclasses.asdict(result))
-    print(f"{result}\nthe threshold is in {output}")
+    print(f"{result}\n{false_matches((result.far, *result.far_interval), size)}\nthe threshold is in {output}")
     return status
 
 

@@ -1,18 +1,12 @@
 """The page: RunData in, one HTML file out that needs no other."""
 
-import base64
-import hashlib
-import io
-import math
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from numpy.typing import NDArray
-from PIL import Image
 
+from metabin_jax.report import html
 from metabin_jax.report.charts import Chart, Place, Series, chart, stairs, thinned
 from metabin_jax.report.data import RunData, collect
 from metabin_jax.report.domain import CMC_RANKS, SCORE_EDGES, Domain, cmc, score_histogram
@@ -77,35 +71,17 @@ def write_report(config: Any, workdir: str | Path, output: str | Path) -> Path:
 
 def render(run: RunData) -> str:
     """The page as HTML."""
-    import jinja2  # an extra
-
-    here = files("metabin_jax.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = percent
-    environment.tests["nan"] = math.isnan
-    script = (here / "page.js").read_text(encoding="utf-8")
-    html = environment.from_string((here / "template.html").read_text(encoding="utf-8")).render(
+    return html.render(
+        "template.html",
         run=run,
-        style=(here / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        # Nothing but this very script may run, whatever a file name says.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         settings=config_rows(run.config, run.preset),
         training=training_charts(run),
         cmc_chart=cmc_chart,
         score_chart=score_chart,
-        thumbnail=lambda record: thumbnail(run.image(record)),
+        thumbnail=lambda record: html.thumbnail(run.image(record)),
         rho_bins=RHO_BINS,
         most_named=MOST_NAMED,
     )
-    # Undecodable bytes of a file name are surrogates, which no UTF-8 file can hold.
-    return html.encode("utf-8", "replace").decode("utf-8")
-
-
-def percent(fraction: float) -> str:
-    return "n/a" if np.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def config_rows(config: dict[str, Any], preset: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -173,10 +149,3 @@ def score_chart(domain: Domain) -> Chart | None:
         mark=None if np.isnan(threshold) else Place(threshold, f"threshold {threshold:.3f}"),
         filled=True,
     )
-
-
-def thumbnail(image_HWC: NDArray[np.uint8]) -> str:
-    """A JPEG of the cached size, as the address of an image."""
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(image_HWC)).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

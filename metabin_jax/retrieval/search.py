@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,12 +57,18 @@ def nearest(
 class Threshold(NamedTuple):
     """Two images with a similarity above `value` are called the same person; `words` say how often wrongly.
 
-    made_by: of the features it was calibrated on, as in `Features`; None for a value given by hand.
+    made_by: of the features it was calibrated on, as in `Features`. rates: the share of pairs of different people above
+    it, and the ends of its 95 % interval. Both are None for a value given by hand.
     """
 
     value: float
     words: str
     made_by: dict | None
+    rates: tuple[float, float, float] | None = None
+
+    def in_gallery(self, size: int) -> str:
+        """How often a search in a gallery of so many images is wrong, in words; "" for a value given by hand."""
+        return f"\n{false_matches(self.rates, size)}" if self.rates else ""
 
     def check(self, made_by: dict) -> None:
         """Raises ValueError if it was calibrated on features of another model than those `made_by`."""
@@ -104,7 +110,13 @@ def _read_threshold_file(path: Path) -> Threshold:
         check_made_by(content["made_by"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a threshold of metabin calibrate ({error!r}).") from error
-    return Threshold(content["threshold"], words, content["made_by"])
+    return Threshold(content["threshold"], words, content["made_by"], (content["far"], low, high))
+
+
+def false_matches(rates: Sequence[float], size: int) -> str:
+    """What a false accept rate and its interval mean for each query of a gallery of so many images."""
+    most, low, high = (f"{rate * size:.2g}" for rate in rates)
+    return f"in a gallery of {size:,} other people's images: {most} of them called the same per query ({low} to {high})"
 
 
 HEADER = ("query", "rank", "similarity", "path", "pid", "camid", "domain", "decision")
@@ -113,14 +125,14 @@ HEADER = ("query", "rank", "similarity", "path", "pid", "camid", "domain", "deci
 def rows(
     query: Features, gallery: Features, lists: Iterable[list[Match]], threshold: Threshold | None
 ) -> Iterator[tuple]:
-    """The matches as rows under HEADER; "" for an unknown label, and for the decision without a threshold."""
+    """The matches as rows under HEADER; an unknown camera is None, another unknown text "", as an absent decision."""
     for path, matches in zip(query.path, lists, strict=True):
         for rank, match in enumerate(matches, start=1):
             row = match.row
-            camid = "" if gallery.camid[row] < 0 else int(gallery.camid[row])
+            camid = None if gallery.camid[row] < 0 else int(gallery.camid[row])
             decision = ("same" if match.similarity > threshold.value else "different") if threshold else ""
-            labels = gallery.pid[row], camid, gallery.domain[row], decision
-            yield str(path), rank, f"{match.similarity:.6f}", str(gallery.path[row]), *labels
+            labels = str(gallery.pid[row]), camid, str(gallery.domain[row]), decision
+            yield str(path), rank, float(match.similarity), str(gallery.path[row]), *labels
 
 
 def report(table: Iterable[tuple]) -> Iterator[str]:
@@ -129,5 +141,5 @@ def report(table: Iterable[tuple]) -> Iterator[str]:
         yield query
         for _, rank, similarity, path, pid, camid, domain, decision in matches:
             named = (("pid", pid), ("camera", camid), ("domain", domain))
-            labels = ", ".join(f"{name} {value}" for name, value in named if value != "")
-            yield f"{rank:4}  {float(similarity):7.4f}  {decision:9}  {path}" + (f"  ({labels})" if labels else "")
+            labels = ", ".join(f"{name} {value}" for name, value in named if value not in ("", None))
+            yield f"{rank:4}  {similarity:7.4f}  {decision:9}  {path}" + (f"  ({labels})" if labels else "")

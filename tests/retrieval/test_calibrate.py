@@ -160,11 +160,22 @@ def test_what_the_command_writes_is_what_search_reads(capsys, tmp_path):
     output = tmp_path / "t.json"
     status = cli.main(["calibrate", str(tmp_path / "f.npz"), "--far=0.1", f"--output={output}"])
     result = calibrate(one, 0.1)
-    assert (status, capsys.readouterr().out) == (0, f"{result}\nthe threshold is in {output}\n")
+    wrong = f"in a gallery of 48 other people's images: {result.far * 48:.2g} of them called the same per query ("
+    out = capsys.readouterr().out
+    assert status == 0 and out.startswith(f"{result}\n{wrong}") and out.endswith(f"\nthe threshold is in {output}\n")
     assert json.loads(output.read_text()) == dataclasses.asdict(result)
     threshold = search.read_threshold(str(output))
     assert (threshold.value, threshold.made_by) == (result.threshold, MADE_BY)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "t.json"]
+
+
+@pytest.mark.parametrize(("more", "far"), [((), 4.8 / 48), (("--gallery-size=96",), 4.8 / 96)])
+def test_false_matches_per_query_are_a_rate_of_pairs(tmp_path, more, far):
+    """Among 48 images of other people 4.8 are above the threshold if one pair in ten is."""
+    features.write(tmp_path / "f.npz", people())
+    output = tmp_path / "t.json"
+    assert cli.main(["calibrate", f"{tmp_path}/f.npz", "--far-per-query=4.8", *more, f"--output={output}"]) == 0
+    assert json.loads(output.read_text()) == dataclasses.asdict(calibrate(people(), far))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +186,10 @@ def test_what_the_command_writes_is_what_search_reads(capsys, tmp_path):
         (["{dir}/f.npz", "--far=1"], "--far: must be a number between 0 and 1, not '1'"),
         (["{dir}/f.npz", "--far=few"], "--far: must be a number between 0 and 1, not 'few'"),
         (["{dir}/f.npz", "--far=0.0001"], "is n/a: it needs 10,000 pairs"),
+        (["{dir}/f.npz", "--far=0.1", "--far-per-query=2"], "are two ways to say one thing: give one of them"),
+        (["{dir}/f.npz", "--far-per-query=48"], "--far-per-query=48 is every image of a gallery of 48: ask for less"),
+        (["{dir}/f.npz", "--far-per-query=0"], "--far-per-query: must be a number above 0, not '0'"),
+        (["{dir}/f.npz", "--far-per-query=1", "--gallery-size=5000"], "is n/a: it needs 5,000 pairs"),
         (["{dir}/f.npz", "--output={dir}/no/t.json"], "there is no folder"),
     ],
 )

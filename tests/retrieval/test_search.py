@@ -92,13 +92,19 @@ def test_the_decision_is_strict_and_says_how_often_it_is_wrong(tmp_path):
     threshold = search.read_threshold(str(calibrated(tmp_path)))
     rows = list(search.rows(some_features(1), gallery, [matches], threshold))
     assert [row[-1] for row in rows] == ["same", "different", "different"]  # as in verification: above, not at
-    assert rows[0] == ("/bilder/größe/0.jpg", 1, "0.750000", "/bilder/größe/1.jpg", "", 0, "", "same")
-    assert rows[2][3:7] == ("/bilder/größe/0.jpg", "Zoë", "", "")
+    assert rows[0] == ("/bilder/größe/0.jpg", 1, 0.75, "/bilder/größe/1.jpg", "", 0, "", "same")
+    assert rows[2][3:7] == ("/bilder/größe/0.jpg", "Zoë", None, "")
     assert threshold.words == (
         "threshold 0.5000: calibrated for 0.001 of pairs of different people above it (measured 0.0008, 95 % interval"
         " 0.0004 to 0.0019), and 62.5% of pairs of one person above it"
     )
     assert [row[-1] for row in search.rows(some_features(1), gallery, [matches], None)] == ["", "", ""]
+
+
+def test_a_threshold_says_what_it_means_in_a_gallery(tmp_path):
+    words = search.read_threshold(str(calibrated(tmp_path))).in_gallery(5_000)
+    assert words == "\nin a gallery of 5,000 other people's images: 4 of them called the same per query (2 to 9.5)"
+    assert search.read_threshold("0.5").in_gallery(5_000) == ""
 
 
 def test_a_threshold_by_hand_has_no_error_rate(tmp_path):
@@ -179,6 +185,10 @@ def test_parquet_as_well(capsys, files):
         (
             ["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "--output={dir}/no/r.csv"],
             "r.csv cannot be written: there is no folder",
+        ),
+        (
+            ["--query={dir}/query.npz", "--gallery={dir}/gallery.npz", "--output={dir}/r.txt"],
+            "r.txt: the name of the output ends in .csv, .json, .parquet or .html",
         ),
     ],
 )
