@@ -1,15 +1,15 @@
-"""Your own pictures, starting from ImageNet weights: what you want with a GPU, or with an hour of a CPU.
+"""Pictures of anything, starting from ImageNet weights: a short training of small squares, minutes on a CPU.
 
     metabin train --config=finetune --workdir=RUN --config.init=WEIGHTS \\
         --config.data.path=DIR --config.data.eval_domains=NAME
 
-WEIGHTS is a MobileNetV2 x1.0 of torchvision, timm or any other layout that load_torch knows. On a GPU take the paper's
-size back: --config.data.height=256 --config.data.width=128, and more epochs.
+WEIGHTS is a MobileNetV2 x1.0 of torchvision, timm or any other layout that load_torch knows. For people see
+configs/people.py.
 """
 
 from ml_collections import ConfigDict
 
-from metabin_jax.training.config import metabin
+from metabin_jax.training.config import WEIGHTS_NEEDED, metabin
 
 
 def get_config(preset: str = "paper") -> ConfigDict:
@@ -17,6 +17,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.height = 96  # square: these need not be people
     config.data.width = 96
     config.data.pad = 6
+    config.init = WEIGHTS_NEEDED
     config.init_in_affine = "bn"
     config.model.name = "mobilenetv2_standard_1.0"  # the variant of the weights that can be downloaded
     config.model.dtype = "float32"  # CPUs are slow in bfloat16

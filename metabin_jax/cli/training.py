@@ -27,7 +27,8 @@ def train(options: argparse.Namespace) -> None:
       metabin         the paper's setting (PRESET: paper, the default, or official)
       benchmark       a benchmark of the field (PRESET: paper, p1, ...), on sets prepared by metabin prepare
       folder          your own folder of domains, a small net from scratch
-      finetune        your own folder of domains, from ImageNet weights
+      people          your own folder of people, from pretrained weights
+      finetune        your own folder of anything, from pretrained weights
       demo            the embedded synthetic set
       networks        six networks of 200 synthetic people, for a GPU
     All fields with their sources are in metabin_jax/training/config.py. A Python file has get_config(PRESET).

@@ -37,6 +37,7 @@ CHOICES: dict[str, Collection[str]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.classifier_init": reid.CLASSIFIER_INITS,
 }
+WEIGHTS_NEEDED = "(needed)"  # config.init of a config that makes no sense without weights
 MOST_SEED = 2**32 - 1  # JAX's keys take 32 bits of a seed: a larger one would draw what a smaller one draws
 MOST = 2**31 - 1  # of other whole numbers: the device counts steps in int32
 # The least value of every number that has one.
@@ -214,6 +215,11 @@ def check(config: ConfigDict) -> None:
         what = f"name some of {', '.join(allowed)}, each once"
         must(what, lambda v: v and _unique(v) and {*v} <= {*allowed}, *fields)
 
+    if config.init == WEIGHTS_NEEDED:
+        raise UserError(
+            "this config starts from pretrained weights: give --config.init=FILE, a .pth or .safetensors file such as "
+            "torchvision's https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth, timm's or torchreid's"
+        )
     for field, allowed in CHOICES.items():
         must(f"be one of {', '.join(allowed)}", allowed.__contains__, field)
     try:

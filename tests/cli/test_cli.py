@@ -88,7 +88,7 @@ def test_help_of_a_command(capsys, command, options):
 
 
 def test_every_config_of_the_help_exists(capsys):
-    names = ("metabin", "benchmark", "folder", "finetune", "demo", "networks")
+    names = ("metabin", "benchmark", "folder", "people", "finetune", "demo", "networks")
     _, out, _ = run(capsys, "train", "--help")
     for name in names:
         assert f"\n  {name}  " in out
@@ -151,8 +151,8 @@ def test_help_imports_no_jax():
         ([DEMO, "--workdir={dir}/run", "extra"], "unrecognized arguments: extra"),
         (
             ["--config=dmeo", "--workdir={dir}/run"],
-            "there is no config 'dmeo': choose from benchmark, demo, finetune, folder, metabin, networks, or give a "
-            "Python file, such as ./dmeo.py",
+            "there is no config 'dmeo': choose from benchmark, demo, finetune, folder, metabin, networks, people, or "
+            "give a Python file, such as ./dmeo.py",
         ),
         (["--config=demo.py", "--workdir={dir}/run"], "the config file demo.py does not exist"),
         (["--config=", "--workdir={dir}/run"], "argument --config: must not be empty"),
