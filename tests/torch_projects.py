@@ -277,3 +277,18 @@ class HeadlessResNet(ResNet):
 
 def released_resnet() -> Released:
     return Released(HeadlessResNet(), 2048)
+
+
+def randomise(net, seed=0):
+    """Kernels that keep the signal's size, norms and running moments far from their start, gates anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in net.state_dict().items():
+        leaf = name.rpartition(".")[2]
+        if value.ndim in (2, 4) and leaf == "weight":
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+        elif value.is_floating_point():
+            low, high = {"gate": (0, 1), "running_mean": (-1, 1), "bias": (-0.5, 1)}.get(leaf, (0.5, 1.5))
+            value.uniform_(low, high, generator=generator)
+    if hasattr(net, "heads"):
+        net.heads.classifier_norm.bias.data.zero_()  # frozen there, absent here
+    return net

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training.config import override
-from metabin_jax.training.workdir import read_config
+from metabin_jax.training.trained import own_config
 
 # The fields that an evaluation may change. The training fixed all others.
 EVALUATION_FIELDS = ("data.", "eval.", "selection")
@@ -58,9 +58,9 @@ def _find(name: str) -> str:
     return files[name]
 
 
-def trained_config(workdir: str, fields: Mapping[str, str]) -> ConfigDict:
-    """The config of the run in `workdir` with other `fields`. Raises UserError for a field that the training fixed."""
-    config = read_config(workdir)
+def trained_config(model: str, fields: Mapping[str, str]) -> ConfigDict:
+    """The config of a run or a file of weights with other `fields`. Raises UserError for what the training fixed."""
+    config = own_config(model)
     for field, text in fields.items():
         override(config, field, text)
         if not field.startswith(EVALUATION_FIELDS):

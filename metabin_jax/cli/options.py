@@ -91,9 +91,27 @@ FIELDS = option(
     help="set a field of the config; a tuple is written a,b, as in --config.data.eval_domains=north,south",
 )  # fmt: skip
 DISTRIBUTED = option("--distributed", action="store_true", help="be one of several processes, see docs/devices.md")
-MODEL = option("--model", required=True, metavar="RUN", help="a workdir of metabin train, for its selected checkpoint")
+MODEL = option(
+    "--model", required=True, metavar="RUN|FILE",
+    help="a workdir of metabin train, for its selected checkpoint, or a file of weights (.pth, .safetensors): see "
+    "docs/weights.md",
+)  # fmt: skip
 MODEL_OF_IMAGES = option(
-    "--model", metavar="RUN", help="as in metabin embed; needed for images, and checked against files of metabin embed"
+    "--model", metavar="RUN|FILE",
+    help="as in metabin embed; needed for images, and checked against files of metabin embed",
+)  # fmt: skip
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width, written 256x128."""
+    height, _, width = text.partition("x")
+    if height.isdecimal() and width.isdecimal() and min(int(height), int(width)) >= 32:
+        return int(height), int(width)
+    raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH in pixels, such as 256x128, each 32 or more; not {text!r}")
+
+
+SIZE = option(
+    "--size", type=size, metavar="HxW", help="height and width of the images for a file of weights (default: 256x128)"
 )
 IMAGES = (
     "a folder of images (any layout and depth), a CSV list of them, or one image. A name as in Market-1501, "

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, MODEL_OF_IMAGES, check_output, command, option, output
+from metabin_jax.cli.options import (
+    FEATURES,
+    IMAGES,
+    MODEL,
+    MODEL_OF_IMAGES,
+    SIZE,
+    check_output,
+    command,
+    option,
+    output,
+)
 from metabin_jax.runtime.errors import UserError, few, printable
 
 if TYPE_CHECKING:
@@ -39,6 +49,7 @@ def _rate(text: str) -> float:
 @command(
     option("path", metavar="IMAGES", help=IMAGES),
     MODEL,
+    SIZE,
     *output("a .npz or .parquet file (default: features.npz)", default="features.npz"),
 )
 def embed(options: argparse.Namespace) -> int:
@@ -59,7 +70,7 @@ def embed(options: argparse.Namespace) -> int:
     features.check_output(options.output)
     output = check_output(options)
     images = list_images(options.path)
-    embedded, broken = embed_images(trained.load(options.model), images)
+    embedded, broken = embed_images(trained.load(options.model, size=options.size), images)
     features.write(output, embedded)
     print(f"{len(embedded):,} features of {embedded.feature.shape[1]} numbers are in {output}")
     return _left_out(broken, len(images))
@@ -69,6 +80,7 @@ def embed(options: argparse.Namespace) -> int:
     option("--query", required=True, metavar="IMAGES", help=FEATURES),
     option("--gallery", required=True, metavar="IMAGES", help="where to search, given like the query"),
     MODEL_OF_IMAGES,
+    SIZE,
     option("-k", type=_count, default=10, help="how many images to list (default: 10)"),
     option("--threshold", metavar="FILE|NUMBER", help='of metabin calibrate, or from -1 to 1; "same" is above it'),
     *output("a .csv, .json, .parquet or .html file for the lists, instead of printing them"),
@@ -92,7 +104,7 @@ def search(options: argparse.Namespace) -> int:
         tables.check_suffix(output, [search_page.SUFFIX])
         search_page.check(output)
     threshold = search.read_threshold(options.threshold) if options.threshold else None
-    run = _run(options.model, options.query, options.gallery)
+    run = _run(options, options.query, options.gallery)
     if threshold and run:
         threshold.check(run.made_by)
     # Files first: what is wrong with them shows before anything is embedded.
@@ -126,6 +138,7 @@ def search(options: argparse.Namespace) -> int:
 @command(
     option("images", metavar="IMAGES", help=FEATURES),
     MODEL_OF_IMAGES,
+    SIZE,
     option("--far", type=_rate, metavar="RATE", help="the false accept rate (default: 0.001)"),
     option("--far-per-query", type=_number, metavar="N", help="instead: false matches per query in the gallery"),
     option("--gallery-size", type=_count, metavar="N", help="images in that gallery (default: those given here)"),
@@ -153,7 +166,7 @@ def calibrate(options: argparse.Namespace) -> int:
     if options.far and options.far_per_query:
         raise UserError("--far and --far-per-query are two ways to say one thing: give one of them")
     output = check_output(options)
-    features, status = _features(options.images, _run(options.model, options.images))
+    features, status = _features(options.images, _run(options, options.images))
     size = options.gallery_size or len(features)
     far = options.far or 1e-3
     if options.far_per_query and (far := options.far_per_query / size) >= 1:
@@ -166,13 +179,13 @@ def calibrate(options: argparse.Namespace) -> int:
     return status
 
 
-def _run(model: str | None, *sources: str) -> "Trained | None":
+def _run(options: argparse.Namespace, *sources: str) -> "Trained | None":
     from metabin_jax.training import trained
 
     images = [source for source in sources if _is_images(source)]
-    if images and not model:
+    if images and not options.model:
         raise UserError(f"{images[0]} is not a feature file: --model=RUN names the run that embeds it")
-    return trained.load(model) if model else None
+    return trained.load(options.model, size=options.size) if options.model else None
 
 
 def _is_images(source: str) -> bool:

@@ -54,6 +54,7 @@ def evaluate(options: argparse.Namespace) -> None:
     examples:
       metabin evaluate --model=runs/mine --config.data.eval_domains=north,south
       metabin evaluate --model=runs/mine --config.data.path=elsewhere --config.eval.policy=ignore
+      metabin evaluate --model=osnet_x1_0.pth --config.data.path=pictures --config.data.eval_domains=north
       metabin evaluate --model=runs/mine --config.eval.rerank=True --config.eval.query_expansion=5
     """
     config = _config(options)
@@ -63,7 +64,7 @@ def evaluate(options: argparse.Namespace) -> None:
     _print_results(evaluate(config, options.model), options.model)
 
 
-@command(MODEL, *output("the page (default: RUN/report.html)"), FIELDS)
+@command(MODEL, *output("the page (default: report.html in RUN, FILE-report.html beside FILE)"), FIELDS)
 def report(options: argparse.Namespace) -> None:
     """Write one HTML page about a run: metrics, ranked lists, rho, training curves.
 
@@ -74,8 +75,10 @@ def report(options: argparse.Namespace) -> None:
       metabin report --model=runs/mine --output=mine.html
     """
     config = _config(options)
-    output = check_output(options, f"{options.model}/report.html")
     from metabin_jax.report import write_report
+    from metabin_jax.training.trained import beside
+
+    output = check_output(options, beside(options.model, "report.html"))
 
     print(write_report(config, options.model, output))
 

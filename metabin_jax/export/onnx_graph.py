@@ -4,6 +4,7 @@ Arrays of rank 4 are NHWC in JAX and NCHW in ONNX; one transpose, at the input, 
 adds axes, and ONNX's own broadcasting does the rest.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -147,11 +148,22 @@ def _convolution(graph: _Graph, equation: Any, x: str, kernel_HWIO: np.ndarray) 
     return graph.node("Conv", x, kernel, group=params["feature_group_count"], **window)
 
 
-def _max_pool(graph: _Graph, equation: Any, x: str) -> Value:
+def _product(graph: _Graph, equation: Any, x: str, matrix: np.ndarray) -> Value:
+    if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())) or matrix.ndim != 2:
+        raise NotImplementedError(f"only products of a matrix with a constant one have an ONNX rule, not {equation}")
+    return graph.node("MatMul", x, matrix)
+
+
+def _pool(graph: _Graph, equation: Any, x: str, op: str, **attributes: int) -> str:
     params = equation.params
     low, high = zip(*params["padding"][1:3], strict=True)
     kernel_shape, strides = (params[name][1:3] for name in ("window_dimensions", "window_strides"))
-    return graph.node("MaxPool", x, kernel_shape=kernel_shape, strides=strides, pads=(*low, *high))
+    return graph.node(op, x, kernel_shape=kernel_shape, strides=strides, pads=(*low, *high), **attributes)
+
+
+def _sum_pool(graph: _Graph, equation: Any, x: str) -> Value:
+    count = np.asarray(math.prod(equation.params["window_dimensions"]), np.float32)
+    return graph.node("Mul", _pool(graph, equation, x, "AveragePool", count_include_pad=1), count)
 
 
 def _order(rank: int) -> tuple[int, ...]:
@@ -159,7 +171,14 @@ def _order(rank: int) -> tuple[int, ...]:
 
 
 INNER = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # primitives that call a jaxpr, and which parameter it is
-SAME = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "sqrt": "Sqrt"}  # one primitive, one operation
+SAME = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "sqrt": "Sqrt",
+    "logistic": "Sigmoid",
+}  # one primitive, one operation
 RULES: dict[str, Callable[..., Value]] = {
     "max": _max,
     "min": _min,
@@ -170,5 +189,7 @@ RULES: dict[str, Callable[..., Value]] = {
     "squeeze": partial(_over_axes, op="Squeeze", axes="dimensions"),
     "reduce_sum": partial(_over_axes, op="ReduceSum", axes="axes", keepdims=0),
     "conv_general_dilated": _convolution,
-    "reduce_window_max": _max_pool,
+    "dot_general": _product,
+    "reduce_window_max": partial(_pool, op="MaxPool"),
+    "reduce_window_sum": _sum_pool,
 }

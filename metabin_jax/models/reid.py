@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from metabin_jax import norm as norms
 from metabin_jax.models.mobilenetv2 import MobileNetV2, Stage
+from metabin_jax.models.osnet import OSNet
 from metabin_jax.models.resnet import ResNet50
 from metabin_jax.runtime.errors import UserError
 
@@ -22,6 +23,10 @@ MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, kee
 # scratch on a CPU in a minute, `tiny` is for tests, and `stem` shows that a training runs.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet50,
+    **{
+        f"osnet_x{text}": partial(OSNet, width=float(text.replace("_", "."))) for text in ("1_0", "0_75", "0_5", "0_25")
+    },
+    "osnet_ain_x1_0": partial(OSNet, ain=True),
     "small": partial(
         MobileNetV2, stages=(Stage(1, 24, 1, 2), Stage(3, 48, 1, 1), Stage(3, 96, 1, 2)), stem=16, head=256
     ),
@@ -40,12 +45,14 @@ class ReID(nn.Module):
     """image_NHWC [N, H, W, 3] -> (feature_ND, embedding_ND, logits_NM), all float32 or wider.
 
     feature: pooled map, before BNNeck (triplet, scatter, shuffle). embedding: after it (retrieval, classifier).
-    BNNeck is plain BN without rho, its bias frozen at 0, that is absent; the classifier has no bias.
+    BNNeck is plain BN without rho, its bias frozen at 0, that is absent; the classifier has no bias. Without a neck the
+    embedding is the feature, as in nets of torchreid.
     """
 
     backbone: nn.Module
     num_classes: int
     classifier_init: str = "normal"
+    neck: bool = True
 
     @nn.compact
     def __call__(self, image_NHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -55,8 +62,10 @@ class ReID(nn.Module):
         map_NHWC = self.backbone(image_NHWC, train)
         map_NHWC = map_NHWC.astype(jnp.promote_types(map_NHWC.dtype, jnp.float32))
         feature_ND = map_NHWC.mean((1, 2))
-        neck = norms.BatchNorm(use_bias=False, name="bnneck")
-        embedding_ND = neck(feature_ND[:, None, None, :], train).squeeze((1, 2))
+        embedding_ND = feature_ND
+        if self.neck:
+            neck = norms.BatchNorm(use_bias=False, name="bnneck")
+            embedding_ND = neck(feature_ND[:, None, None, :], train).squeeze((1, 2))
         kernel_init = CLASSIFIER_INITS[self.classifier_init]
         classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=kernel_init, name="classifier")
         return feature_ND, embedding_ND, classifier(embedding_ND)
@@ -64,13 +73,14 @@ class ReID(nn.Module):
 
 def create(
     name: str, num_classes: int, norm: str = "metabin", dtype: jnp.dtype | None = None,
-    classifier_init: str = "normal", **kw: Any,
+    classifier_init: str = "normal", neck: bool = True, **kw: Any,
 ) -> ReID:  # fmt: skip
     """A model by name.
 
     name: 'mobilenetv2_W' (paper variant at any width W, e.g. mobilenetv2_1.4), 'mobilenetv2_standard_W' or one of
     BACKBONES. norm: one of norm.LAYERS. dtype: compute type (None: that of the image); params, rho, moments, features
-    and logits stay float32. kw goes to the backbone. Raises UserError for an unknown name.
+    and logits stay float32. neck: whether there is a BNNeck. kw goes to the backbone. Raises UserError for an unknown
+    name.
     """
     mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
     backbone = BACKBONES.get(name)
@@ -83,4 +93,4 @@ def create(
         )
     if classifier_init not in CLASSIFIER_INITS:
         raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
-    return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init)
+    return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init, neck)

@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al. 2016) in torchvision's layout: the 3 x 3 convolution has the stride; the last stride is 1."""
+"""ResNet-50 (He et al. 2016) in torchvision's layout: the 3 x 3 convolution has the stride. The last stride is 1."""
 
 import flax.linen as nn
 import jax
@@ -38,10 +38,12 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """image [N, H, W, 3] -> map [N, H / 16, W / 16, 2048]; 53 norm layers, 26,560 channels.
 
-    mixes_styles: apply MixStyle after the first stages.
+    last_stride: of the last stage; torchreid's is 2, with a map [N, H / 32, W / 32, 2048]. mixes_styles: apply MixStyle
+    after the first stages.
     """
 
     norm: NormFactory
+    last_stride: int = 1
     mixes_styles: bool = False
     dtype: jnp.dtype | None = None
 
@@ -50,7 +52,7 @@ class ResNet50(nn.Module):
         x_NHWC = Conv(64, 7, 2, dtype=self.dtype, name="stem")(image_NHWC)
         x_NHWC = nn.relu(self.norm(1 / 5, name="stem_norm")(x_NHWC, train))
         x_NHWC = nn.max_pool(x_NHWC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage, (blocks, stride) in enumerate([(3, 1), (4, 2), (6, 2), (3, 1)], start=2):
+        for stage, (blocks, stride) in enumerate([(3, 1), (4, 2), (6, 2), (3, self.last_stride)], start=2):
             for block in range(blocks):
                 x_NHWC = Bottleneck(
                     features=64 * 2 ** (stage - 2),

@@ -36,9 +36,12 @@ class Encoder:
         self.run, self.size = run, run.size
 
     @classmethod
-    def load(cls, run: str | Path) -> "Encoder":
-        """The selected checkpoint of a workdir of `metabin train`. Raises UserError or FileNotFoundError."""
-        return cls(trained.load(run))
+    def load(cls, run_or_file: str | Path, size: tuple[int, int] | None = None) -> "Encoder":
+        """The selected checkpoint of a workdir of `metabin train`, or the net of a file (.pth, .safetensors).
+
+        size: (height, width) for a file, by default 256 x 128. Raises UserError or FileNotFoundError.
+        """
+        return cls(trained.load(run_or_file, size=size))
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
         """Features [N, D] of length one: the product of two is their cosine similarity.

@@ -81,8 +81,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def read(config: ConfigDict, domains: Sequence[str] = ()) -> list[Record]:
-    """The records of `domains`, or of all, under the config's data settings."""
+    """The records of `domains`, or of all, under the config's data settings. Raises UserError without a path."""
     data = config.data
+    if data.source != "synthetic" and not data.path:
+        raise UserError(f"config.data.path is empty: say where the {data.source} data is, --config.data.path=...")
     return dataset.read(data.source, str(data.identities) if data.source == "synthetic" else data.path, domains)
 
 

@@ -249,10 +249,6 @@ def check(config: ConfigDict) -> None:
             f"config.steps_per_dispatch is {config.steps_per_dispatch}, but images from the host come step by step: "
             "set it to 1, or --config.data.resident=True"
         )
-    if config.data.source != "synthetic" and not config.data.path:
-        raise UserError(
-            f"config.data.path is empty: say where the {config.data.source} data is, --config.data.path=..."
-        )
     if config.data.protocol:
         _check_protocol(config)
 

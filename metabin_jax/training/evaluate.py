@@ -23,8 +23,7 @@ from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_json, write_text
 from metabin_jax.training import trained
 from metabin_jax.training.build import Run, build_model, load_images, read
-from metabin_jax.training.trained import Trained
-from metabin_jax.training.workdir import read_config
+from metabin_jax.training.trained import Trained, beside, own_config
 
 # The fields that can change what an evaluation of a trained run measures.
 MEASURED = (
@@ -80,13 +79,14 @@ def domain_splits(config: ConfigDict, domain: str, records: Sequence[Record]) ->
 def evaluate_trained(run: Trained, records: Sequence[Record], images: np.ndarray | None) -> dict:
     """`evaluate` of what is loaded already; images is None without a domain to evaluate on."""
     config = run.config
-    name = file_name(read_config(run.workdir), config)
+    name = file_name(own_config(run.workdir), config)
+    file = beside(run.workdir, f"{name}.json")
     ranked_by = {field: config.eval[field] for field in RANKED_BY}
     score = tables.none_for_nan({"source_mAP": run.source_mAP})
-    results: dict[str, Any] = {"file": f"{name}.json", "step": run.step, **score, **ranked_by, "targets": {}}
+    results: dict[str, Any] = {"file": file.name, "step": run.step, **score, **ranked_by, "targets": {}}
     if images is not None:
         measured = measure(run, records, images)
-        benchmark = tables.as_dict(_protocol(config), summarise(measured), _how(config, run.step))
+        benchmark = tables.as_dict(_protocol(config), summarise(measured), _how(run))
         for result in measured:
             ours = benchmark["results"][result.target]
             results["targets"][result.target] = {
@@ -96,8 +96,8 @@ def evaluate_trained(run: Trained, records: Sequence[Record], images: np.ndarray
                 "verification": tables.none_for_nan(dataclasses.asdict(result.verification)),
             }
         results["benchmark"] = benchmark
-        write_text(run.workdir / f"{name}.md", tables.markdown(benchmark))
-    write_json(run.workdir / f"{name}.json", results)
+        write_text(file.with_suffix(".md"), tables.markdown(benchmark))
+    write_json(file, results)
     return results
 
 
@@ -161,8 +161,9 @@ def _protocol(config: ConfigDict) -> protocols.Protocol:
     return protocols.Protocol("", data.train_domains, data.train_splits, data.eval_domains, data.domain_by)
 
 
-def _how(config: ConfigDict, step: int) -> list[str]:
+def _how(run: Trained) -> list[str]:
     """What our numbers are of, and what was done beyond the ranking that others report."""
+    config = run.config
     steps = {
         f"by {config.eval.metric} distance": config.eval.metric != "cosine",
         "images of the query's own camera count": config.eval.policy == "ignore",
@@ -170,4 +171,4 @@ def _how(config: ConfigDict, step: int) -> list[str]:
         "after k-reciprocal re-ranking": config.eval.rerank,
     }
     done = [words for words, is_done in steps.items() if is_done]
-    return [f"{config.method}, {config.model.name}, step {step}", *done]
+    return [f"{config.method}, {config.model.name}, {f'step {run.step}' if run.step else run.workdir.name}", *done]

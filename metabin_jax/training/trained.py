@@ -1,4 +1,4 @@
-"""A trained run, loaded for evaluation, search, export or a report."""
+"""A trained run or a file of weights, loaded for evaluation, search, export or a report."""
 
 import dataclasses
 import functools
@@ -7,22 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from metabin_jax.evaluation.protocol import CameraPolicy
-from metabin_jax.models import ReID
+from metabin_jax.models import ReID, create, load_torch
+from metabin_jax.models.weights.recognition import recognise
 from metabin_jax.runtime.compilation import use_compilation_cache
+from metabin_jax.runtime.errors import UserError
 from metabin_jax.training.build import checked, model_of
 from metabin_jax.training.checkpoint import Checkpoints
+from metabin_jax.training.config import metabin
 from metabin_jax.training.workdir import read_config
+
+SIZE = 256, 128  # height and width that most nets for people take
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The selected checkpoint of a run.
+    """The selected checkpoint of a run, or the net of a file of weights.
 
-    step: of that checkpoint. source_mAP: its score on held-out source identities, None if none were held out.
+    workdir: of the run, or the file. step: of the checkpoint; 0 for a file. source_mAP: the checkpoint's score on
+    held-out source identities, None if none were held out.
     """
 
     workdir: Path
@@ -61,20 +68,63 @@ class Trained:
         }
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None, dtype: str = "") -> Trained:
-    """The selected checkpoint of the run in `workdir`, with the run's config or a changed one.
+def load(
+    model: str | Path, config: ConfigDict | None = None, dtype: str = "", size: tuple[int, int] | None = None
+) -> Trained:
+    """The selected checkpoint of a run, or the net of a file of weights, with its own config or a changed one.
 
-    dtype: in which the model computes; by default that of the config.
-    Raises UserError or FileNotFoundError if there is no run or no checkpoint.
+    model: the run's workdir, or a file that `models.load_torch` takes. dtype: in which the model computes; by default
+    that of the config. size: (height, width) of the images that a file's net takes, by default SIZE.
+    Raises UserError or FileNotFoundError if there is no run and no checkpoint, or the file is of no known net.
     """
     use_compilation_cache()
-    workdir = Path(workdir).expanduser().absolute()
-    config = checked(read_config(workdir) if config is None else config)
+    workdir = Path(model).expanduser().absolute()
+    config = checked(own_config(workdir) if config is None else config)
     config.model.dtype = dtype or config.model.dtype
+    if size and not workdir.is_file():
+        height, width = config.data.height, config.data.width
+        raise UserError(f"--size is for files of weights: the run in {workdir} takes {height}x{width} pixels")
+    if workdir.is_file():
+        config.data.height, config.data.width = size or (config.data.height, config.data.width)
+        return Trained(workdir, config, 0, None, *_net_of(workdir, config))
     with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
         step = checkpoints.selected_step()
         score, variables = checkpoints.score(step), checkpoints.restore_variables(step)
     return Trained(workdir, config, step, score, model_of(config, variables), variables)
+
+
+def own_config(model: str | Path) -> ConfigDict:
+    """The config of the run in a workdir or, for a file of weights, the defaults with the net that it holds."""
+    path = Path(model).expanduser()
+    if not path.is_file():
+        return read_config(path)
+    net, _ = recognise(path)
+    config = metabin()
+    config.method, config.init = net.norm, str(path.absolute())
+    config.model.name, config.model.dtype = net.name, "float32"
+    config.data.height, config.data.width = SIZE
+    return config
+
+
+def beside(model: str | Path, name: str) -> Path:
+    """Where a result of this name belongs: in the workdir, or beside the file of weights under a name of its own."""
+    path = Path(model).expanduser()
+    return path.with_name(f"{path.stem}-{name}") if path.is_file() else path / name
+
+
+def _net_of(file: Path, config: ConfigDict) -> tuple[ReID, dict[str, Any]]:
+    """The model of a file of weights, and its variables."""
+    net, arrays = recognise(file)
+    dtype = jnp.dtype(config.model.dtype)
+    model = create(net.name, net.num_classes, net.norm, dtype, neck=net.neck, **net.settings)
+    shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, *SIZE, 3)), train=False), jax.random.key(0))
+    variables, _ = load_torch(arrays, shapes)
+    return model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype) if _is_shape(leaf) else leaf, variables)
+
+
+def _is_shape(leaf: Any) -> bool:
+    """Of a classifier that the file lacks, which no embedding needs."""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _digest(variables: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from metabin_jax.models.reid import BACKBONES
 torch = pytest.importorskip("torch", reason="the projects' nets are in PyTorch")
 projects = pytest.importorskip("torch_projects")
 compare = pytest.importorskip("twin_compare")
+randomise = projects.randomise
 
 IMAGES, HEIGHT, WIDTH, IDS = 2, 256, 128, 5
 
@@ -31,21 +32,6 @@ PROJECTS = {
     "resnet": (projects.ResNet, "resnet50", "ResNet-50 of torchvision, timm or torchreid"),
     "released resnet": (projects.released_resnet, "resnet50", "ResNet-50 of the released MetaBIN"),
 }
-
-
-def randomise(net, seed=0):
-    """Kernels that keep the signal's size, norms and running moments far from their start, gates anywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in net.state_dict().items():
-        leaf = name.rpartition(".")[2]
-        if value.ndim in (2, 4) and leaf == "weight":
-            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
-        elif value.is_floating_point():
-            low, high = {"gate": (0, 1), "running_mean": (-1, 1), "bias": (-0.5, 1)}.get(leaf, (0.5, 1.5))
-            value.uniform_(low, high, generator=generator)
-    if hasattr(net, "heads"):
-        net.heads.classifier_norm.bias.data.zero_()  # frozen there, absent here
-    return net
 
 
 @functools.cache

@@ -214,7 +214,7 @@ def test_the_digest_tells_weights_apart(straight):
         (["{pictures}", "--model={run}", "--output={dir}/no/f.npz"], "there is no folder"),
         (
             ["{pictures}", "--model={run}", "--strict"],
-            "there is no option '--strict': choose from --help, --model, --output, --overwrite",
+            "there is no option '--strict': choose from --help, --model, --size, --output, --overwrite",
         ),
         (["{pictures}", "--mod={run}"], "there is no option '--mod': did you mean --model?"),
     ],

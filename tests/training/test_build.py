@@ -12,6 +12,7 @@ from metabin_jax.learner import Batch, Learner, Outputs, clip_plain, clip_straig
 from metabin_jax.norm import BatchInstanceNorm, BatchNorm, HalfNorm, InstanceNorm, SharedBatchInstanceNorm
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training import build, train
+from metabin_jax.training.config import metabin
 from metabin_jax.training.workdir import settings
 
 
@@ -304,3 +305,8 @@ def test_more_steps_than_the_device_counts_are_refused(tmp_path):
     config.epochs, config.optimizer.decay_epochs, config.meta.beta_epochs = 1, (40, 2**31 - 1, 2.5e5), 2**31 - 1
     run = build.build(build.resolve(config))
     assert float(run.learner.beta(jnp.int32(5))) > 0 and run.init().step == 0
+
+
+def test_data_without_a_path_are_refused_when_they_are_read():
+    with pytest.raises(UserError, match=r"config\.data\.path is empty: say where the folder data is, --config"):
+        build.read(metabin())

@@ -181,7 +181,6 @@ def test_an_override_that_cannot_be(field, text, message):
             "config.meta.test_losses must name some of cross_entropy, triplet",
         ),
         ({"__selection": "source_val", "__val_fraction": 0.0}, "config.val_fraction must lie between 0 and 1; got 0"),
-        ({"data__path": ""}, "config.data.path is empty: say where the folder data is, --config.data.path="),
         ({"data__eval_domains": (1,)}, "config.data.eval_domains must name domains, each once; got (1,)"),
         ({"data__train_domains": ("a", "a")}, "config.data.train_domains must name domains, each once"),
         ({"optimizer__decay_epochs": ("x",)}, "config.optimizer.decay_epochs must hold numbers; got ('x',)"),

@@ -17,11 +17,13 @@ from metabin_jax.runtime.errors import UserError, first_line, needs
 Arrays = dict[str, np.ndarray]
 
 # Keys of the state dict in checkpoints of whole trainings.
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "net")
+# Of the names in a state dict: of DataParallel, of torch.compile, and of nets that are a field of another one.
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def read(path: str | Path) -> Arrays:
-    """The state dict of a file, without the prefix `module.` of DataParallel.
+    """The state dict of a file, without PREFIXES.
 
     The package safetensors reads `.safetensors`. `torch.load(weights_only=True)` reads all other files. It accepts
     tensors and plain containers only, in zip files and in the older format.
@@ -50,8 +52,10 @@ def state_dict(content: Any, source: str) -> Arrays:
     for name, value in content.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise UserError(f"{source} holds {name!r}, a {type(value).__name__} where a state dict has tensors")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): _array(value, f"{source} holds {name}") for name, value in content.items()}
+    length = 0
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p, length) for name in content)), ""):
+        length += len(prefix)
+    return {name[length:]: _array(value, f"{source} holds {name}") for name, value in content.items()}
 
 
 def _array(value: Any, what: str) -> np.ndarray:

@@ -6,18 +6,19 @@ tonylins/pytorch-mobilenet-v2 and bismex/MetaBIN.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from metabin_jax.models.mobilenetv2 import STAGES
 from metabin_jax.runtime.errors import UserError, few
 
 # Leaves of a convolution, a classifier or a norm layer. The released MetaBIN's norm layers have the branches bat_n and
-# ins_n, and gate is rho.
+# ins_n, and gate is rho. The two halves of an IBN layer are IN and BN.
+MOMENTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 LEAVES = (
-    *("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "gate", "ins_n.weight", "ins_n.bias"),
-    *("bat_n.weight", "bat_n.bias", "bat_n.running_mean", "bat_n.running_var", "bat_n.num_batches_tracked"),
-)
+    *MOMENTS, "gate", "ins_n.weight", "ins_n.bias", *(f"bat_n.{leaf}" for leaf in MOMENTS),
+    "IN.weight", "IN.bias", *(f"BN.{leaf}" for leaf in MOMENTS),
+)  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -42,7 +43,7 @@ def _pairs(theirs: str, ours: Sequence[str]) -> dict[str, str]:
     return dict(zip(theirs.split(), ours, strict=True))
 
 
-MOBILENET, RESNET = "MobileNetV2", "ResNet-50"
+MOBILENET, RESNET, OSNET = "MobileNetV2", "ResNet-50", "OSNet"
 
 STEM = ("backbone/stem", "backbone/stem_norm")
 ENDS = (*STEM, "backbone/head", "backbone/head_norm")
@@ -50,7 +51,31 @@ ENDS = (*STEM, "backbone/head", "backbone/head_norm")
 DEPTHWISE = ("depthwise", "depthwise_norm", "project", "project_norm")
 INVERTED_RESIDUAL = ("expand", "expand_norm", *DEPTHWISE)
 BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3", "shortcut", "shortcut_norm")
+OSNET_ENDS = (
+    *("stem", "stem_norm", "stage2_transition", "stage2_transition_norm", "stage3_transition"),
+    *("stage3_transition_norm", "head", "head_norm", "fc", "fc_norm"),
+)
+# Our streams have 1 to 4 light convolutions.
+LIGHTS = {
+    f"stream{stream}_light{light}/{own}": (stream, light, their)
+    for stream in range(1, 5)
+    for light in range(stream)
+    for their, own in (("conv1", "pointwise"), ("conv2", "depthwise"), ("bn", "norm"))
+}
+OSNET_INNER = _pairs(
+    "conv1.conv conv1.bn gate.fc1 gate.fc2 conv3.conv conv3.bn downsample.conv downsample.bn IN",
+    ("reduce", "reduce_norm", "gate/fc1", "gate/fc2", "expand", "expand_norm", *BOTTLENECK[-2:], "instance_norm"),
+)
 RELEASED_HEAD = {"heads.classifier_norm": "bnneck", "heads.classifier_fc": "classifier"}
+
+
+def _osnet_ends(*transitions: str) -> dict[str, str]:
+    """What is outside of OSNet's blocks, where the transitions between its stages have these names."""
+    convs = ["conv1", *transitions, "conv5"]
+    theirs = [f"{name}.{part}" for name in convs for part in ("conv", "bn")]
+    names = " ".join([*theirs, "fc.0", "fc.1", "classifier"])
+    return _pairs(names, [*(f"backbone/{name}" for name in OSNET_ENDS), "classifier"])
+
 
 LAYOUTS = (
     Layout(
@@ -69,6 +94,27 @@ LAYOUTS = (
         r"backbone\.layer(\d)\.(\d+)\.",
         _pairs("conv1 bn1 conv2 bn2 conv3 bn3 downsample.conv downsample.bn", BOTTLENECK),
         stage_offset=1,
+    ),
+    Layout(
+        "torchreid",
+        OSNET,
+        "conv2.0.conv2a.conv1.weight",
+        _osnet_ends("conv2.2.0", "conv3.2.0"),
+        r"conv(\d)\.([01])\.",
+        OSNET_INNER
+        | {
+            f"conv2{'abcd'[stream - 1]}.{'' if stream == 1 else f'{light}.'}{their}": ours
+            for ours, (stream, light, their) in LIGHTS.items()
+        },
+    ),
+    Layout(
+        "torchreid (AIN)",
+        OSNET,
+        "conv2.0.conv2.0.layers.0.conv1.weight",
+        _osnet_ends("pool2.0", "pool3.0"),
+        r"conv(\d)\.([01])\.",
+        OSNET_INNER
+        | {f"conv2.{stream - 1}.layers.{light}.{their}": ours for ours, (stream, light, their) in LIGHTS.items()},
     ),
     Layout(
         "torchreid",
@@ -145,5 +191,16 @@ def translate(layout: Layout, name: str) -> str:
     for theirs, ours in modules.items():
         leaf = rest.removeprefix(f"{theirs}.")
         if leaf != rest and leaf in LEAVES:
-            return f"{prefix}{ours}.{leaf}"
+            return f"{prefix}{ours}.{leaf.replace('IN.', 'ins_n.').replace('BN.', 'bat_n.')}"
     return name
+
+
+def translated(arrays: Mapping[str, Any], source: str) -> tuple[Layout, dict[str, str]]:
+    """The layout of these names, and our name of each -> the name. Raises UserError, which names `source`."""
+    layout, theirs = detect(arrays, source), dict[str, str]()
+    for name in arrays:
+        ours = translate(layout, name)
+        if ours in theirs:
+            raise UserError(f"{source} has {theirs[ours]} and {name} for one array of ours: leave one out")
+        theirs[ours] = name
+    return layout, theirs

@@ -1,7 +1,7 @@
 """Loads state dicts of the usual PyTorch projects into the variables of our models."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.special import ndtri
 
 from metabin_jax.models.weights import torch_files, torch_layouts
+from metabin_jax.models.weights.recognition import fitting
 from metabin_jax.models.weights.torch_files import Arrays
 from metabin_jax.models.weights.torch_layouts import Layout
 from metabin_jax.runtime.errors import UserError, few
@@ -68,7 +69,8 @@ def load_torch(
 
     Supports the layouts of `torch_layouts`: MobileNetV2 of torchreid (the paper's variant), MobileNetV2 of torchvision,
     timm and tonylins (the standard one; at width 1.0 also into the paper's variant, see `_identity_expansion`),
-    ResNet-50 of torchvision, timm and torchreid, and checkpoints of the released MetaBIN of both nets.
+    ResNet-50 of torchvision, timm and torchreid, also with IBN-a, OSNet and OSNet-AIN of torchreid, and checkpoints of
+    the released MetaBIN of both nets.
 
     Plain BN goes into the BN branch of BIN layers; the instance branch stays at 1 and 0, and rho at 1. IN layers take
     the scale and bias of BN. A BNNeck that the project does not have keeps its initial values.
@@ -88,16 +90,13 @@ def load_torch(
     else:
         source = str(path_or_state_dict)
         arrays = torch_files.read(path_or_state_dict)
-    layout = torch_layouts.detect(arrays, source)
+    layout, theirs = torch_layouts.translated(arrays, source)
     ours = flatten_dict(dict(variables), sep="/")
-    if any("/depthwise/" in target for target in ours) != (layout.net == torch_layouts.MOBILENET):
-        raise UserError(f"{source} holds a {layout.net}, but the model is another net: choose another file or model")
-    theirs: dict[str, str] = {}
-    for name in arrays:
-        translated = torch_layouts.translate(layout, name)
-        if translated in theirs:
-            raise UserError(f"{source} has {theirs[translated]} and {name} for one array of ours: leave one out")
-        theirs[translated] = name
+    if _net_of(ours) != layout.net:
+        raise UserError(
+            f"{source} holds a {layout.net}, but the model is another net: choose another file"
+            f"{fitting(layout, theirs, arrays)}"
+        )
     values = {translated: arrays[name] for translated, name in theirs.items()}
     identity = _identity_expansion(layout, ours, values)
     values |= identity
@@ -129,7 +128,9 @@ def load_torch(
     }
     if any(wrong.values()):
         what = "; ".join(_counted(wrong, 10))
-        raise UserError(f"{source} ({project}) does not fit the model: {what}: choose another file or another model")
+        raise UserError(
+            f"{source} ({project}) does not fit the model: {what}: choose another file{fitting(layout, theirs, arrays)}"
+        )
     return unflatten_dict(result, sep="/"), Report(
         layout=project,
         loaded=tuple(target for target in used if used[target] not in identity),
@@ -137,6 +138,13 @@ def load_torch(
         kept=tuple(target for target in ours if target not in used),
         ignored=tuple(left.values()),
     )
+
+
+def _net_of(names: Iterable[str]) -> str:
+    """Which of the nets has these names of ours."""
+    if any("/gate/" in name for name in names):
+        return torch_layouts.OSNET
+    return torch_layouts.MOBILENET if any("/depthwise/" in name for name in names) else torch_layouts.RESNET
 
 
 def _fault(target: str, value: np.ndarray) -> str:
