@@ -13,7 +13,7 @@ from metabin_jax.runtime.files import write_text
 
 SUFFIX = ".html"
 MOST = 200  # queries on a page
-LARGEST = 256, 256  # pixels of a picture
+LARGEST = 160, 160  # pixels of a picture
 
 
 def check(path: Path) -> None:

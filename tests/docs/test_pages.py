@@ -14,8 +14,11 @@ def python_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
-def test_the_code_of_a_page_runs(page):
+def test_the_code_of_a_page_runs(page, request):
     scope: dict = {}
+    if page.name == "python.md":
+        workdir, _ = request.getfixturevalue("straight")
+        scope = {"workdir": workdir, "paths": sorted(request.getfixturevalue("folder").rglob("*.png"))}
     for block in python_blocks(page):
         exec(block, scope)
 
