@@ -24,6 +24,8 @@ class Once(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """Refuses repeated and unknown options in one sentence. Takes any --config.FIELD if FIELDS is an option."""
 
+    is_group = False  # whether what follows is another command, with options of its own
+
     def __init__(self, **settings: Any):
         self.known: list[str] = []
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
@@ -37,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         """Leaves nothing unknown. Reports an unknown option before a missing one, of which it may be a misspelling."""
         args = sys.argv[1:] if args is None else args
         options = [name for name in self.known if name.startswith("--")]
-        for name in dict.fromkeys(argument.partition("=")[0] for argument in args):
+        for name in dict.fromkeys(argument.partition("=")[0] for argument in args if not self.is_group):
             if not name.startswith("--") or name in ("--", *options):
                 continue
             if not name.startswith("--config.") or FIELDS[0][0] not in options:
@@ -118,7 +120,7 @@ IMAGES = (
     "<identity>_c<camera>..., gives pid, camid and, by its folder, domain. The CSV has the column path, and may have "
     "pid, camid and domain"
 )
-FEATURES = f"a file of metabin embed, or {IMAGES}"
+FEATURES = f"a file of metabin embed or metabin gallery, or {IMAGES}"
 
 
 def check_output(options: argparse.Namespace, default: str | Path = "") -> Path:

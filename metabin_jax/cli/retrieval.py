@@ -14,6 +14,7 @@ from metabin_jax.cli.options import (
     MODEL,
     MODEL_OF_IMAGES,
     SIZE,
+    Option,
     check_output,
     command,
     option,
@@ -46,6 +47,11 @@ def _rate(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {text!r}")
 
 
+def threshold_option(**settings: bool) -> Option:
+    words = 'of metabin calibrate, or from -1 to 1; "same" is above it'
+    return option("--threshold", metavar="FILE|NUMBER", help=words, **settings)
+
+
 @command(
     option("path", metavar="IMAGES", help=IMAGES),
     MODEL,
@@ -73,16 +79,22 @@ def embed(options: argparse.Namespace) -> int:
     embedded, broken = embed_images(trained.load(options.model, size=options.size), images)
     features.write(output, embedded)
     print(f"{len(embedded):,} features of {embedded.feature.shape[1]} numbers are in {output}")
-    return _left_out(broken, len(images))
+    return left_out(broken, len(images))
 
 
 @command(
     option("--query", required=True, metavar="IMAGES", help=FEATURES),
-    option("--gallery", required=True, metavar="IMAGES", help="where to search, given like the query"),
+    option(
+        "--gallery",
+        required=True,
+        nargs="+",
+        metavar="IMAGES",
+        help="where to search, given like the query; several are searched as one",
+    ),
     MODEL_OF_IMAGES,
     SIZE,
     option("-k", type=_count, default=10, help="how many images to list (default: 10)"),
-    option("--threshold", metavar="FILE|NUMBER", help='of metabin calibrate, or from -1 to 1; "same" is above it'),
+    threshold_option(),
     *output("a .csv, .json, .parquet or .html file for the lists, instead of printing them"),
 )
 def search(options: argparse.Namespace) -> int:
@@ -97,20 +109,23 @@ def search(options: argparse.Namespace) -> int:
       metabin search --query=query.npz --gallery=gallery.npz --threshold=threshold.json --output=matches.csv
     """
     from metabin_jax.report import search_page
-    from metabin_jax.retrieval import search, tables
+    from metabin_jax.retrieval import features, search, tables
 
     output = check_output(options) if options.output else None
     if output:
         tables.check_suffix(output, [search_page.SUFFIX])
         search_page.check(output)
     threshold = search.read_threshold(options.threshold) if options.threshold else None
-    run = _run(options, options.query, options.gallery)
+    run = load_model(options, options.query, *options.gallery)
     if threshold and run:
         threshold.check(run.made_by)
     # Files first: what is wrong with them shows before anything is embedded.
-    sources = sorted({options.gallery, options.query}, key=lambda source: (_is_images(source), source))
-    found = {source: _features(source, run) for source in sources}
-    (gallery, gallery_status), (query, query_status) = found[options.gallery], found[options.query]
+    sources = sorted({*options.gallery, options.query}, key=lambda source: (_is_images(source), source))
+    found = {source: load_features(source, run) for source in sources}
+    query, first = found[options.query][0], found[options.gallery[0]][0]
+    for source in options.gallery[1:]:
+        features.check_same_model(found[source][0].made_by, source, first.made_by, options.gallery[0])
+    gallery = features.join([found[source][0] for source in options.gallery])
     if threshold:
         threshold.check(query.made_by)
     lists = search.search(query, gallery, options.k)
@@ -132,7 +147,7 @@ def search(options: argparse.Namespace) -> int:
         print(f"queries that are in the gallery and left out of their own lists: {own:,}", file=sys.stderr)
     if any(len(matches) < options.k for matches in lists):
         print(f"the gallery holds only {len(gallery):,} images: -k {options.k} lists all of them", file=sys.stderr)
-    return max(gallery_status, query_status)
+    return max(status for _, status in found.values())
 
 
 @command(
@@ -166,7 +181,7 @@ def calibrate(options: argparse.Namespace) -> int:
     if options.far and options.far_per_query:
         raise UserError("--far and --far-per-query are two ways to say one thing: give one of them")
     output = check_output(options)
-    features, status = _features(options.images, _run(options, options.images))
+    features, status = load_features(options.images, load_model(options, options.images))
     size = options.gallery_size or len(features)
     far = options.far or 1e-3
     if options.far_per_query and (far := options.far_per_query / size) >= 1:
@@ -179,7 +194,7 @@ def calibrate(options: argparse.Namespace) -> int:
     return status
 
 
-def _run(options: argparse.Namespace, *sources: str) -> "Trained | None":
+def load_model(options: argparse.Namespace, *sources: str) -> "Trained | None":
     from metabin_jax.training import trained
 
     images = [source for source in sources if _is_images(source)]
@@ -189,28 +204,32 @@ def _run(options: argparse.Namespace, *sources: str) -> "Trained | None":
 
 
 def _is_images(source: str) -> bool:
-    from metabin_jax.retrieval.features import SUFFIXES
+    from metabin_jax.retrieval import features, gallery
 
-    return Path(source).suffix not in SUFFIXES
+    return Path(source).suffix not in (*features.SUFFIXES, gallery.SUFFIX)
 
 
-def _features(source: str, run: "Trained | None") -> tuple["Features", int]:
-    """Reads a feature file, or embeds images with the run. Returns the features and the exit status."""
-    from metabin_jax.retrieval import features
+def load_features(source: str, run: "Trained | None") -> tuple["Features", int]:
+    """Reads a feature file or a gallery, or embeds images with the run. Returns the features and the exit status."""
+    from metabin_jax.retrieval import features, gallery
     from metabin_jax.retrieval.encoder import embed_images
     from metabin_jax.retrieval.listing import list_images
 
     if run is None or not _is_images(source):
-        found = features.read(source)
+        if Path(source).suffix == gallery.SUFFIX:
+            with gallery.Gallery(source) as file:
+                found = file.features()
+        else:
+            found = features.read(source)
         if run:
             features.check_same_model(found.made_by, source, run.made_by, "--model")
         return found, 0
     images = list_images(source)
     found, broken = embed_images(run, images)
-    return found, _left_out(broken, len(images))
+    return found, left_out(broken, len(images))
 
 
-def _left_out(broken: Sequence[str], total: int) -> int:
+def left_out(broken: Sequence[str], total: int) -> int:
     """Names the images that could not be read. Returns the exit status."""
     if broken:
         named = printable(few(broken))

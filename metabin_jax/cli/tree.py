@@ -4,13 +4,16 @@ import argparse
 import importlib.metadata
 import inspect
 import sys
+from typing import Any
 
-from metabin_jax.cli.options import Parser
+from metabin_jax.cli import gallery
+from metabin_jax.cli.options import Command, Parser
 from metabin_jax.cli.retrieval import calibrate, embed, search
 from metabin_jax.cli.training import doctor, evaluate, export, plan, prepare, report, train
 from metabin_jax.runtime.errors import Stopped, UserError, meant, printable
 
 COMMANDS = (train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan)
+GROUPS = {"gallery": ("Keep a gallery that grows in one file, and ask who is on a picture.", gallery.ACTIONS)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,10 +48,21 @@ def tree() -> tuple[argparse.ArgumentParser, list[str]]:
     version = f"metabin {importlib.metadata.version('metabin_jax')}"
     parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
-    for run, options in COMMANDS:
+    _add(subparsers, COMMANDS)
+    for name, (what, actions) in GROUPS.items():
+        group = subparsers.add_parser(name, help=what, description=what)
+        group.is_group = True
+        below = group.add_subparsers(metavar="ACTION", title="actions", required=True, parser_class=Parser)
+        _add(below, actions, f"{name} ")
+    return parser, list(subparsers.choices)
+
+
+def _add(subparsers: Any, commands: tuple[Command, ...], prefix: str = "") -> None:
+    """A parser for each command; `options.command` is its name after the prefix."""
+    for run, options in commands:
         what, _, details = (inspect.getdoc(run) or "").partition("\n\n")
-        command = subparsers.add_parser(run.__name__, help=what, description=what, epilog=details)
-        command.set_defaults(run=run)
+        name = run.__name__.rstrip("_")
+        command = subparsers.add_parser(name, help=what, description=what, epilog=details)
+        command.set_defaults(run=run, command=prefix + name)
         for names, settings in options:
             command.add_argument(*names, **settings)
-    return parser, list(subparsers.choices)

@@ -13,7 +13,7 @@ from PIL import Image
 from metabin_jax.data.cache import Picture, decode_image
 from metabin_jax.evaluation.distances import unit_length
 from metabin_jax.evaluation.embedding import embed_batches
-from metabin_jax.retrieval.features import Features
+from metabin_jax.retrieval.features import Features, join
 from metabin_jax.retrieval.listing import Listed
 from metabin_jax.retrieval.search import nearest
 from metabin_jax.runtime.errors import UserError, first_line
@@ -84,25 +84,30 @@ def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list
 
     Raises UserError if no image can be read or a feature is not finite.
     """
-    paths = [image.path for image in images]
-    broken: list[int] = []
-    batch_size = min(run.batch_size, len(paths))
-    feature_of_batch = []
-    with Progress("embedding", len(paths)) as progress:
-        for feature_ND in _features(run, paths, batch_size, broken):
-            feature_of_batch.append(feature_ND)
-            done = len(feature_ND)
+    broken: list[str] = []
+    parts = [*embed_batchwise(run, images, broken)]
+    if len(broken) == len(images):
+        raise UserError(f"none of the {len(images)} images can be read; the first is {images[0].path}.")
+    return join(parts), broken
+
+
+def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -> Iterator[Features]:
+    """Yields the features of one batch of images after the other; adds the paths that cannot be read to `broken`."""
+    rows: list[int] = []
+    done, batch_size = 0, min(run.batch_size, len(images))
+    with Progress("embedding", len(images)) as progress:
+        for feature_ND in _features(run, [image.path for image in images], batch_size, rows):
+            batch = images[done : done + len(feature_ND)]
+            kept = [row for row in range(len(batch)) if done + row not in rows]
+            broken += [image.path for row, image in enumerate(batch) if row not in kept]
+            columns = zip(*batch, strict=True)
+            path, pid, camid, domain = (np.array(column)[kept] for column in columns)
+            yield Features(path, feature_ND[kept], pid, camid, domain, run.made_by)
+            done += len(batch)
             if progress.n:
-                progress.update(done)
+                progress.update(len(batch))
             else:  # the first batch waits for the compilation
-                progress.start_clock(done)
-    kept = np.delete(np.arange(len(paths)), broken)
-    if not len(kept):
-        raise UserError(f"none of the {len(paths)} images can be read; the first is {paths[0]}.")
-    feature_ND = np.concatenate(feature_of_batch)[kept]
-    path, pid, camid, domain = (np.array(column)[kept] for column in zip(*images, strict=True))
-    features = Features(path, feature_ND, pid, camid, domain, run.made_by)
-    return features, [paths[row] for row in broken]
+                progress.start_clock(len(batch))
 
 
 def _features(

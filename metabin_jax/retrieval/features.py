@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def check_same_model(first: dict, first_name: str, second: dict, second_name: st
             f"{first_name} is of another model than {second_name}: {describe(first)} against {describe(second)};"
             " embed both with one run."
         )
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """The images of all parts, which are of one model, in their order."""
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in KINDS}
+    return Features(**columns, made_by=parts[0].made_by)
 
 
 def check_made_by(made_by: Any) -> None:

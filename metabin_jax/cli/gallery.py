@@ -1,0 +1,162 @@
+"""`metabin gallery ACTION`: a gallery that grows. Imports late, so that --help is quick."""
+
+import argparse
+import collections
+import sys
+
+from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, SIZE, check_output, command, option, output
+from metabin_jax.cli.retrieval import left_out, threshold_option
+from metabin_jax.runtime.errors import UserError, few, printable
+
+FILE = option("file", metavar="FILE.db", help="the gallery")
+TABLE = "a .csv, .json or .parquet file, instead of printing"
+
+
+@command(FILE, option("path", metavar="IMAGES", help=IMAGES), MODEL, SIZE)
+def add(options: argparse.Namespace) -> int:
+    """Add images to a gallery, or make one.
+
+    Images that are there and whose files have not changed are skipped; labels that the names or a CSV give are set all
+    the same. A changed file is embedded again. The same command resumes a stopped one, and several may run at a time.
+
+    example:
+      metabin gallery add people.db pictures --model=runs/mine
+    """
+    from metabin_jax.retrieval.encoder import embed_batchwise
+    from metabin_jax.retrieval.gallery import Gallery, stamp
+    from metabin_jax.retrieval.listing import list_images
+    from metabin_jax.runtime.files import check_writable
+    from metabin_jax.training import trained
+
+    check_writable(options.file)
+    images = list_images(options.path)
+    run = trained.load(options.model, size=options.size)
+    with Gallery(options.file, run.made_by) as gallery:
+        before = gallery.stamps()
+        stamps = {image.path: now for image in images if (now := stamp(image.path))}
+        todo = [image for image in images if image.path not in stamps or before.get(image.path) != stamps[image.path]]
+        broken: list[str] = []
+        count = gallery.add(embed_batchwise(run, todo, broken), stamps) if todo else 0
+        gallery.label(images)
+        total = len(gallery.stamps())
+    skipped = len(images) - len(todo)
+    print(f"{count:,} images added, {skipped:,} unchanged ones skipped: {options.file} has {total:,}")
+    return left_out(broken, len(images))
+
+
+@command(FILE, option("path", nargs="+", metavar="PATH", help="an image, or a folder with all that is below"))
+def remove(options: argparse.Namespace) -> None:
+    """Take images out of a gallery; their files stay.
+
+    example:
+      metabin gallery remove people.db pictures/old
+    """
+    from metabin_jax.retrieval.gallery import Gallery
+
+    with Gallery(options.file) as gallery:
+        count = gallery.remove(options.path)
+        total = len(gallery.stamps())
+    if not count:
+        raise UserError(f"{options.file} has none of {few(options.path)}: metabin gallery list shows the paths")
+    print(f"{count:,} images removed: {options.file} has {total:,}")
+
+
+@command(FILE, option("path", metavar="CSV", help="with the columns path and pid, and perhaps camid and domain"))
+def label(options: argparse.Namespace) -> None:
+    """Set the identities, cameras and domains of images in a gallery. An empty cell changes nothing.
+
+    example:
+      metabin gallery label people.db names.csv
+    """
+    from metabin_jax.retrieval.gallery import Gallery
+    from metabin_jax.retrieval.listing import list_images
+
+    images = list_images(options.path)
+    with Gallery(options.file) as gallery:
+        there = gallery.stamps()
+        if unknown := [image.path for image in images if image.path not in there]:
+            raise UserError(f"{options.file} has not these {len(unknown)} images: {few(unknown)}; add them first")
+        print(f"{gallery.label(images):,} images labelled in {options.file}")
+
+
+@command(FILE, *output(TABLE))
+def list_(options: argparse.Namespace) -> None:
+    """Say what a gallery holds: counts, or with --output every image.
+
+    example:
+      metabin gallery list people.db --output=people.csv
+    """
+    from metabin_jax.retrieval import tables
+    from metabin_jax.retrieval.features import describe
+    from metabin_jax.retrieval.gallery import Gallery
+
+    target = check_output(options) if options.output else None
+    if target:
+        tables.check_suffix(target)
+    with Gallery(options.file) as gallery:
+        found = gallery.features()
+    labels = list(zip(found.path, found.pid, found.camid, found.domain, strict=True))
+    if target:
+        rows = [(str(p), str(pid), None if camid < 0 else int(camid), str(d)) for p, pid, camid, d in labels]
+        tables.write(target, ("path", "pid", "camid", "domain"), rows)
+    print(printable(f"{len(found):,} images, by {describe(found.made_by)}"))
+    identities = collections.Counter((domain, pid) for _, pid, _, domain in labels if pid)
+    domains = collections.Counter(domain for domain, _ in identities)
+    for domain, count in sorted(domains.items()):
+        images = sum(number for (own, _), number in identities.items() if own == domain)
+        print(printable(f"{domain or '(no domain)'}: {count:,} identities, {images:,} images"))
+    print(f"without an identity: {len(found) - identities.total():,} images")
+
+
+@command(
+    FILE,
+    option("query", metavar="IMAGES", help=FEATURES),
+    option("--model", metavar="RUN|FILE", help="as in metabin embed; needed for images"),
+    SIZE,
+    threshold_option(required=True),
+    *output(TABLE),
+)
+def identify(options: argparse.Namespace) -> int:
+    """Say who is on each picture, or "unknown", with the runner-up.
+
+    The similarity to an identity is that to its most similar image. Above the threshold the picture is of this
+    identity, otherwise it is unknown.
+
+    example:
+      metabin gallery identify people.db new.jpg --model=runs/mine --threshold=threshold.json
+    """
+    from metabin_jax.cli.retrieval import load_features, load_model
+    from metabin_jax.retrieval import search, tables
+    from metabin_jax.retrieval.features import check_same_model
+    from metabin_jax.retrieval.gallery import Gallery, Identities
+
+    target = check_output(options) if options.output else None
+    if target:
+        tables.check_suffix(target)
+    threshold = search.read_threshold(options.threshold)
+    with Gallery(options.file) as file:
+        gallery = file.features()
+    identities = Identities(gallery)
+    threshold.check(gallery.made_by)
+    query, status = load_features(options.query, load_model(options, options.query))
+    check_same_model(query.made_by, "the query", gallery.made_by, options.file)
+    rows = []
+    for path, (best, *others) in zip(query.path.tolist(), identities.nearest(query.feature), strict=True):
+        decision = best.pid if best.similarity > threshold.value else "unknown"
+        rows.append((path, decision, *best, *(others[0] if others else (None, None, None))))
+    if target:
+        ends = ("pid", "domain", "similarity")
+        header = ("query", "decision", *(f"nearest_{end}" for end in ends), *(f"runner_up_{end}" for end in ends))
+        tables.write(target, header, rows)
+        print(f"{target} has {len(rows):,} rows")
+    else:
+        for path, decision, pid, domain, similarity, *runner_up in rows:
+            second = f", then {runner_up[0]} ({runner_up[2]:.4f})" if runner_up[2] is not None else ""
+            print(
+                printable(f"{path}: {decision}  (nearest {pid}{domain and f' of {domain}'} {similarity:.4f}{second})")
+            )
+    print(printable(threshold.words), file=sys.stderr)
+    return status
+
+
+ACTIONS = (add, remove, label, list_, identify)

@@ -1,0 +1,181 @@
+"""A gallery that grows: one SQLite file of images, their labels and their features, all of one net."""
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metabin_jax.evaluation.distances import distance_blocks
+from metabin_jax.retrieval.features import Features, check_made_by, check_same_model
+from metabin_jax.retrieval.listing import Listed
+from metabin_jax.runtime.errors import UserError
+
+SUFFIX = ".db"
+APPLICATION, VERSION = 0x6D657461, 1  # "meta": tells our files from other SQLite files
+PATIENCE = 60  # seconds to wait for another process that writes
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS model (made_by TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS image (
+    path TEXT PRIMARY KEY, pid TEXT NOT NULL, camid INTEGER NOT NULL, domain TEXT NOT NULL,
+    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, feature BLOB NOT NULL
+) WITHOUT ROWID
+"""
+
+Stamp = tuple[int, int]  # bytes and time of modification (ns) of an image file
+
+
+class Named(NamedTuple):
+    """An identity of a gallery, and the similarity of its most similar image to a query."""
+
+    pid: str
+    domain: str
+    similarity: float
+
+
+class Gallery(contextlib.AbstractContextManager):
+    """An open file. Use as a context. Several processes may add at the same time; each change is whole or not there."""
+
+    def __init__(self, path: str | Path, made_by: dict[str, Any] | None = None):
+        """made_by: as in `Features`; makes the file if there is none. Without it the file must exist.
+
+        Raises FileNotFoundError, or UserError for a file that is damaged, of another kind, or of another model.
+        """
+        self.path = Path(path).expanduser()
+        if made_by is None and not self.path.is_file():
+            raise FileNotFoundError(f"the gallery {self.path} does not exist: metabin gallery add makes one.")
+        try:
+            self._file = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+            self.made_by = self._begin(made_by)
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} is damaged or no gallery of metabin gallery ({error}).") from error
+
+    def _begin(self, made_by: dict[str, Any] | None) -> dict[str, Any]:
+        """Checks the file, or makes it; what its features are made by."""
+        with self._change() as file:
+            empty = not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if empty and made_by is not None:
+                for statement in SCHEMA.split(";"):
+                    file.execute(statement)
+                file.execute("INSERT INTO model VALUES (?)", [json.dumps(made_by)])
+                file.execute(f"PRAGMA application_id = {APPLICATION}")
+                file.execute(f"PRAGMA user_version = {VERSION}")
+            marks = [file.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            if marks != [APPLICATION, VERSION] or file.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError(f"application and version are {marks}")
+            file.execute("SELECT path, pid, camid, domain, bytes, mtime_ns, feature FROM image LIMIT 1")
+            text, *_ = file.execute("SELECT made_by FROM model").fetchone() or ("",)
+        try:
+            check_made_by(own := json.loads(text))
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged: it does not say which model it is of.") from error
+        if made_by is not None:
+            check_same_model(made_by, "the model", own, str(self.path))
+        return own
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _change(self):
+        """A transaction that writes, or nothing after an error."""
+        self._file.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._file
+            self._file.execute("COMMIT")
+        except BaseException:
+            self._file.execute("ROLLBACK")
+            raise
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Of each image that is there, by its path."""
+        rows = self._file.execute("SELECT path, bytes, mtime_ns FROM image")
+        return {path: (size, mtime) for path, size, mtime in rows}
+
+    def add(self, batches: Iterable[Features], stamps: dict[str, Stamp]) -> int:
+        """Adds or replaces images, each batch whole or not at all; returns how many. stamps: of each image's file."""
+        count = 0
+        for batch in batches:
+            columns = (batch.path, batch.pid, batch.camid, batch.domain)
+            rows = zip(*(column.tolist() for column in columns), batch.feature.astype("<f4"), strict=True)
+            with self._change() as file:
+                file.executemany(
+                    "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [(*labels, *stamps[labels[0]], feature.tobytes()) for *labels, feature in rows],
+                )
+            count += len(batch)
+        return count
+
+    def label(self, images: Sequence[Listed]) -> int:
+        """Sets the labels that are known of images that are there; returns how many images are."""
+        values = [(i.pid, i.pid, i.camid, i.camid, i.domain, i.domain, i.path) for i in images]
+        with self._change() as file:
+            return file.executemany(
+                "UPDATE image SET pid = iif(? = '', pid, ?), camid = iif(? < 0, camid, ?),"
+                " domain = iif(? = '', domain, ?) WHERE path = ?",
+                values,
+            ).rowcount
+
+    def remove(self, paths: Iterable[str | Path]) -> int:
+        """Removes images, and all images below a folder; returns how many. The files stay."""
+        count = 0
+        with self._change() as file:
+            for path in map(os.path.abspath, paths):
+                below = path.rstrip(os.sep) + os.sep
+                query = "DELETE FROM image WHERE path = ? OR substr(path, 1, ?) = ?"
+                count += file.execute(query, [path, len(below), below]).rowcount
+        return count
+
+    def features(self) -> Features:
+        """Everything, in the order of the paths. Raises UserError for a feature that is damaged."""
+        rows = self._file.execute("SELECT path, pid, camid, domain, feature FROM image ORDER BY path").fetchall()
+        path, pid, camid, domain, blobs = zip(*rows, strict=True) if rows else ((),) * 5
+        if len({len(blob) for blob in blobs}) > 1:
+            raise UserError(f"{self.path} is damaged: its features are of different lengths.")
+        width = len(blobs[0]) // 4 if blobs else 0
+        feature_ND = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), width)
+        if not np.allclose(np.linalg.norm(feature_ND, axis=1), 1, atol=1e-3):
+            raise UserError(f"{self.path} is damaged: a feature is not of length one.")
+        texts = (np.array(column, np.str_) for column in (path, pid, domain))
+        paths, pids, domains = texts
+        return Features(paths, feature_ND, pids, np.array(camid, np.int64), domains, self.made_by)
+
+
+class Identities:
+    """The labelled images of a gallery by identity, for questions about who is on a picture."""
+
+    def __init__(self, gallery: Features):
+        """Raises UserError if no image is labelled."""
+        labelled = np.flatnonzero(gallery.pid != "")
+        if not len(labelled):
+            raise UserError("no image of the gallery has an identity: metabin gallery label gives them one.")
+        keys = np.stack([gallery.domain[labelled], gallery.pid[labelled]])
+        self._names, of_row = np.unique(keys, axis=1, return_inverse=True)
+        order = np.argsort(of_row, kind="stable")
+        self._first = np.searchsorted(of_row[order], np.arange(self._names.shape[1]))
+        self._feature_GD = gallery.feature[labelled[order]]
+
+    def nearest(self, query_QD: NDArray[np.float32]) -> list[list[Named]]:
+        """The most similar identity of each query and the runner-up, if there is one."""
+        found = []
+        for _, distance_BG in distance_blocks(query_QD, self._feature_GD):
+            best_BI = 1 - np.minimum.reduceat(distance_BG, self._first, axis=1)
+            for best_I in best_BI:
+                two = np.argsort(-best_I, kind="stable")[:2]
+                names = zip(*self._names[:, two].tolist(), best_I[two].tolist(), strict=True)
+                found.append([Named(pid, domain, min(similarity, 1)) for domain, pid, similarity in names])
+        return found
+
+
+def stamp(path: str) -> Stamp | None:
+    """Of an image file; None if it cannot be read."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
