@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from metabin_jax.data import cache, synthetic
-from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
+from metabin_jax.data.manifest import read_csv
+from metabin_jax.data.records import Record, is_distractor, read_folder
 from metabin_jax.data.sampler import held_out_split
 from metabin_jax.data.sets import prepared
 from metabin_jax.runtime.errors import UserError, is_utf8
@@ -46,7 +47,9 @@ def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir:
 # config.data.source -> how it is read. Add an entry to train and evaluate on a kind of data set of your own.
 SOURCES = {
     "synthetic": Source(_list_synthetic, _draw_synthetic),
-    "folder": Source(read_folder),
+    "folder": Source(
+        lambda path, domains: read_csv(path) if str(path).endswith(".csv") else read_folder(path, domains)
+    ),
     "csv": Source(lambda path, domains: read_csv(path)),
     "prepared": Source(prepared.read, prepared.load_images),
 }
@@ -127,6 +130,10 @@ def training_set(
     rows_of = {source: np.flatnonzero(held_out & (source_number == k)) for k, source in enumerate(sources)}
     domains, domain = tuple(sources), source_number
     if domain_by == "camera":
+        if (camid < 0).any():
+            raise UserError(
+                "config.data.domain_by is camera, but some images have none: name their cameras, or leave it"
+            )
         cameras, domain = np.unique(np.stack([source_number, camid]), axis=1, return_inverse=True)
         domains = tuple(f"{sources[k]}, camera {camera}" for k, camera in cameras.T.tolist())
     return TrainingSet(records, domains, pid, domain, rows_of if val_fraction else {})

@@ -1,6 +1,5 @@
-"""Records, one per image: where it is and what it shows. Read from a folder of domains or from a CSV manifest."""
+"""Records, one per image: where it is and what it shows; and how a folder of domains is read."""
 
-import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from metabin_jax.runtime.errors import UserError
 SPLITS = ("train", "query", "gallery", "all")
 # Domain folder -> split; "." is the domain folder itself.
 SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
 MOST_DIGITS = 18  # of a number: int64 holds them all
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")
@@ -19,7 +18,7 @@ MARKET_PATH = rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern
 
 
 class Record(NamedTuple):
-    """One image. `pid` is unique within its domain only; `split` is one of SPLITS."""
+    """One image. `pid` is unique within its domain only; `camid` is -1 if unknown; `split` is one of SPLITS."""
 
     path: str
     pid: int
@@ -52,8 +51,9 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if next(images(root), None) or set(names) & set(SPLIT_FOLDERS):
         raise UserError(
-            f"{root} holds the images of one domain, but a folder of domains is expected:"
-            " point to its parent folder and choose this domain by name."
+            f"{root} holds the images of one domain, but a folder of domains is expected: point to its parent folder"
+            f" and choose this domain by name, as in --config.data.path={root.absolute().parent}"
+            f" --config.data.train_domains={root.absolute().name} --config.data.domain_by=camera."
         )
     if not names:
         raise UserError(f"{root} holds no domain: give the images of each domain a sub-folder of their own.")
@@ -62,38 +62,6 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     if len(set(domains)) < len(domains):
         raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
     return [record for domain in domains or names for record in read_domain(root / domain, domain)]
-
-
-def read_csv(path: str | Path) -> list[Record]:
-    """Reads a UTF-8 CSV manifest with the header path,pid,camid,domain[,split] (columns in any order).
-
-    A relative path is relative to the CSV's folder. pid may be any text: the texts of a domain, sorted, become
-    1, 2, ...; as in Market-1501, junk (-1) is left out, and 0 stays 0 (see `is_distractor`). Without the column split
-    every image is of split "all". Records come in the order of the rows.
-
-    Raises FileNotFoundError, and UserError if the header is wrong, no row is left, or a cell is wrong (names the line
-    and the column).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"CSV manifest {path} does not exist.")
-    records, names = [], []
-    for where, row in csv_rows(path, ("path", "pid", "camid", "domain"), ("split",)):
-        split, file = row.get("split", "all"), path.parent / row["path"]
-        if split not in SPLITS:
-            raise UserError(f"{where}, column split: {split!r} is none of {', '.join(SPLITS)}.")
-        if not file.is_file():
-            raise UserError(f"{where}, column path: there is no file {file}.")
-        if row["pid"] != JUNK_PID:
-            names.append((row["domain"], row["pid"] if row["pid"].strip("0") else ""))
-            records.append(Record(str(file), 0, int(row["camid"]), row["domain"], split))
-    if not records:
-        raise UserError(f"{path} lists no image: add rows below the header.")
-    pids: dict[str, dict[str, int]] = {}
-    for domain, name in sorted(set(names)):
-        known = pids.setdefault(domain, {"": 0})
-        known.setdefault(name, len(known))
-    return [record._replace(pid=pids[domain][name]) for record, (domain, name) in zip(records, names, strict=True)]
 
 
 def images(folder: Path) -> Iterator[Path]:
@@ -132,7 +100,7 @@ def name_error(wrong: Sequence[Path], form: str) -> UserError:
     how_many = f" ({len(wrong)} such names in all)" if len(wrong) > 1 else ""
     return UserError(
         f"{wrong[0]}: the file name does not start with {form}{how_many}:"
-        " rename it, or list the images in a CSV manifest (path,pid,camid,domain)."
+        " rename it, or let metabin index make a CSV manifest of the images."
     )
 
 
@@ -150,33 +118,3 @@ def read_domain(folder: Path, domain: str) -> list[Record]:
             f" {', '.join(list(SPLIT_FOLDERS)[1:])}: fill it, remove it, or leave this domain out."
         )
     return records
-
-
-def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ("PATH, line N", {column: cell}) for every row of a CSV file in UTF-8, spaces around cells removed.
-
-    Raises UserError if the header does not have the required columns, has others than these and the optional ones, or
-    if a required cell is empty, or a camid is not a whole number.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or [])
-            if not set(required) <= set(header) <= {*required, *optional} or len(set(header)) < len(header):
-                raise UserError(
-                    f"{path}: the header must have {', '.join(required)}, and may have {', '.join(optional)};"
-                    f" it is {','.join(header)!r}."
-                )
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise UserError(f"{where}: the number of cells differs from the header's.")
-                row = {column: cell.strip() for column, cell in row.items()}
-                if empty := [column for column in required if not row[column]]:
-                    raise UserError(f"{where}, column {empty[0]}: the cell is empty.")
-                if row.get("camid") and not row["camid"].isdecimal():
-                    raise UserError(f"{where}, column camid: {row['camid']!r} is not a whole number.")
-                check_numbers(f"{where}, column camid", row.get("camid", ""))
-                yield where, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error

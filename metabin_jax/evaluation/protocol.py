@@ -41,7 +41,7 @@ def query_gallery(records: Sequence[Record], policy: CameraPolicy = "cross-camer
     Args:
       policy: "cross-camera" keeps the records' camids, so that images of the query's identity from its own
         camera are dropped from its list. "ignore" replaces each camid by a number of the image (its path), so
-        that only the image itself is dropped.
+        that only the image itself is dropped. So does "cross-camera" if a camera of the domain is unknown.
 
     Raises:
       ValueError: unknown policy, more than one domain, no query or no gallery.
@@ -81,7 +81,7 @@ def _labelled(
     records: Sequence[Record], rows: tuple[NDArray, NDArray], policy: CameraPolicy = "cross-camera"
 ) -> QueryGallery:
     pid, camid = np.array([(record.pid, record.camid) for record in records], np.int64).T
-    if policy == "ignore":
+    if policy == "ignore" or (camid < 0).any():
         number = {path: number for number, path in enumerate(dict.fromkeys(record.path for record in records))}
         camid = np.array([number[record.path] for record in records], np.int64)
     return QueryGallery(*rows, *(label[row] for label in (pid, camid) for row in rows))

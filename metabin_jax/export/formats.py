@@ -33,7 +33,7 @@ class Format(NamedTuple):
 
     load: path -> the net as a function of numpy arrays. tolerance: the largest difference from JAX that is allowed in a
     component of an embedding of length 1. needs: modules that it imports. They are in `extra`, or are installed as
-    `otherwise` says.
+    `otherwise` says. label: (content, facts) -> the content with facts about the net, for a format that has room.
     """
 
     write: Callable[[nn.Module, dict, Images], bytes]
@@ -42,6 +42,7 @@ class Format(NamedTuple):
     needs: tuple[str, ...] = ()
     extra: str = "export"
     otherwise: str = ""
+    label: Callable[[bytes, dict[str, str]], bytes] | None = None
 
 
 def write_stablehlo(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
@@ -59,6 +60,14 @@ def write_onnx(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
 
     height, width = image_NHWC.shape[1:3]
     return onnx_model(embedder(model, variables, height, width, library=True), height, width).SerializeToString()
+
+
+def label_onnx(content: bytes, facts: dict[str, str]) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, facts)
+    return model.SerializeToString()
 
 
 def load_onnx(path: Path) -> Embed:
@@ -144,7 +153,7 @@ _CONVERTER = ", then pip install --no-deps litert-converter"
 
 FORMATS = {
     "stablehlo": Format(write_stablehlo, load_stablehlo, 1e-4, ("flatbuffers",)),
-    "onnx": Format(write_onnx, load_onnx, 1e-4, ("onnx", "onnxruntime")),
+    "onnx": Format(write_onnx, load_onnx, 1e-4, ("onnx", "onnxruntime"), label=label_onnx),
     "tflite": Format(write_tflite, load_tflite, 1e-4, LITERT, "tflite", _CONVERTER),
     "tflite-int8": Format(write_tflite_int8, load_tflite, 0.1, (*LITERT, "litert_quantizer"), "tflite", _CONVERTER),
 }

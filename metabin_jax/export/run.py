@@ -1,5 +1,6 @@
 """From a run to a file that has been loaded again and compared with JAX."""
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tup
         model, variables, domains = run.model, run.variables, _domains(run)
         # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
         with jax.default_matmul_precision("highest"):
-            temporary.write_bytes(form.write(model, variables, domains[0].image_NHWC))
+            content = form.write(model, variables, domains[0].image_NHWC)
+            temporary.write_bytes(form.label(content, facts(run)) if form.label else content)
             exported = form.load(temporary)
             trials = [_try(exported, embed(model, variables, d.image_NHWC, BATCH), d) for d in domains]
         difference = max((trial.difference for trial in trials), key=lambda d: (np.isnan(d), d))
@@ -69,6 +71,23 @@ def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tup
                 f"{output} was not written"
             )
     return run.step, trials
+
+
+def facts(run: Trained) -> dict[str, str]:
+    """What somebody who has only the file must know."""
+    height, width = run.size
+    return {
+        "input": f"image: uint8 RGB [N, {height}, {width}, 3]",
+        "resizing": "bicubic with antialiasing (Pillow's BICUBIC), aspect ratio not kept",
+        "normalisation": "inside",
+        "output": "embedding: float32 [N, D], rows of length 1; their product is the cosine similarity",
+        "model": f"{run.config.method}, {run.config.model.name}",
+        "run": run.workdir.name,
+        "step": str(run.step),
+        "weights": run.made_by["weights"],
+        "made with": f"metabin_jax {importlib.metadata.version('metabin_jax')}",
+        "licence": "that of the weights and of the data they were trained on",
+    }
 
 
 def _domains(run: Trained) -> list[Domain]:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metabin_jax.data.cache import upright
-from metabin_jax.data.records import Record, read_csv, read_folder
+from metabin_jax.data.manifest import read_csv
+from metabin_jax.data.records import Record, read_folder
 from metabin_jax.data.sets import catalogue
 from metabin_jax.evaluation.protocol import query_gallery
 from metabin_jax.runtime.errors import UserError, few
@@ -90,11 +91,11 @@ def _domain(domain: str, records: Sequence[Record]) -> Iterator[str]:
         cameras[pid][camid] += 1
     in_gallery = set(split.gallery_row.tolist())
     alone, one_camera = [], []
-    for row in split.query_row.tolist():
+    for row, camid in zip(split.query_row.tolist(), split.query_camid.tolist(), strict=True):
         query = records[row]
         if cameras[query.pid].total() == (row in in_gallery):
             alone.append(query.path)
-        elif cameras[query.pid].keys() == {query.camid}:
+        elif cameras[query.pid].keys() == {camid}:
             one_camera.append(query.path)
     queries = len(split.query_row)
     yield f"{domain}: {queries - len(alone) - len(one_camera):,} of {queries:,} queries have a valid match"

@@ -58,19 +58,20 @@ class Calibration:
 def calibrate(features: Features, far: float) -> Calibration:
     """Measures on every pair of labelled images of one domain, each pair once.
 
-    Pairs of one identity from one camera are left out, as in `evaluation.verification`; so are pairs across domains,
-    whose pids have nothing to do with each other.
+    Pairs of one identity from one camera are left out, as in `evaluation.verification`, unless no camera is known; so
+    are pairs across domains, whose pids have nothing to do with each other.
 
     Raises:
       ValueError: far is out of range; no image is labelled; there are fewer negative pairs than 1 / far.
     """
     if not 0 < far < 1:
         raise ValueError(f"far must be above 0 and below 1, not {far}.")
-    row = np.flatnonzero((features.pid != "") & (features.camid >= 0))
+    camid = features.camid if (features.camid >= 0).any() else np.arange(len(features))
+    row = np.flatnonzero((features.pid != "") & (camid >= 0))
     if not len(row):
         raise UserError(
-            "no image has a pid and a camera: name the files <pid>_c<camera>..., or list them in a CSV with the columns"
-            " path,pid,camid."
+            "no image has an identity: name the files <pid>_c<camera>..., or list them in a CSV with the columns"
+            " path,pid,camid; metabin index makes one."
         )
     _, domain = np.unique(features.domain[row], return_inverse=True)
     _, own = np.unique(features.pid[row], return_inverse=True)
@@ -83,7 +84,7 @@ def calibrate(features: Features, far: float) -> Calibration:
             f"a false accept rate of {far:g} is n/a: it needs {1 / far:,.0f} pairs of different people or more, and"
             f" there are {negatives:,}: give more labelled images, or ask for a higher rate."
         )
-    positive, highest = _pairs(features.feature[row], identity, features.camid[row], domain, allowed + 1)
+    positive, highest = _pairs(features.feature[row], identity, camid[row], domain, allowed + 1)
     threshold = highest.score_P.min()
     hit = positive.score_P > threshold
     accept = highest.score_P > threshold

@@ -6,15 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from metabin_jax.data.records import (
-    EXTENSIONS,
-    JUNK_PID,
-    MARKET_NAME,
-    SPLIT_FOLDERS,
-    check_numbers,
-    csv_rows,
-    images,
-)
+from metabin_jax.data.manifest import Files, csv_rows, numbered
+from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, check_numbers, images
 from metabin_jax.runtime.errors import UserError, is_utf8
 
 
@@ -35,8 +28,8 @@ def list_images(path: str | Path) -> list[Listed]:
     zeros. The domain is the folder of the image, or the one above query/, bounding_box_train/ or bounding_box_test/.
     The pid of junk (-1) and of distractors in bounding_box_test/ (0) counts as not known.
 
-    A CSV list, in UTF-8, has the column path and may have pid (any text), camid, domain and split (not used here).
-    Relative paths are relative to its folder, and its order is kept. An empty cell or a pid of -1 means not known.
+    A CSV list has the column path and may have pid (any text), camid and domain, see `manifest.csv_rows`. Relative
+    paths are relative to its folder, and its order is kept. An empty cell or a pid of -1 means not known.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
@@ -51,15 +44,16 @@ def list_images(path: str | Path) -> list[Listed]:
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a folder of images, a CSV list or an image.")
     elif path.suffix.lower() == ".csv":
-        rows = (row for _, row in csv_rows(path, ("path",), ("pid", "camid", "domain", "split")))
+        rows, files = [row for _, row in csv_rows(path, ("path",))], Files()
+        camids = numbered([(row.get("domain", ""), row.get("camid", "")) for row in rows])
         found = [
             Listed(
-                os.path.abspath(path.parent / row["path"]),
+                os.path.abspath(files.find(path.parent, row["path"]) or path.parent / row["path"]),
                 "" if row.get("pid") == JUNK_PID else row.get("pid", ""),
-                int(row.get("camid") or -1),
+                camid,
                 row.get("domain", ""),
             )
-            for row in rows
+            for row, camid in zip(rows, camids, strict=True)
         ]
         if not found:
             raise UserError(f"{path} lists no image: add rows below the header.")

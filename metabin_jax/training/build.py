@@ -121,7 +121,8 @@ def read_training_set(config: ConfigDict) -> TrainingSet:
     )
     for source, rows in data.held_out.items():
         seen = {(data.records[row].pid, data.records[row].camid) for row in rows}
-        if config.eval.policy == "cross-camera" and len(seen) == len({pid for pid, _ in seen}):
+        unknown = any(camid < 0 for _, camid in seen)
+        if config.eval.policy == "cross-camera" and not unknown and len(seen) == len({pid for pid, _ in seen}):
             raise UserError(
                 f"no held-out identity of domain {source!r} is seen by two cameras, so source_val cannot score it: "
                 "choose --config.eval.policy=ignore or --config.selection=last"

@@ -19,6 +19,7 @@ from metabin_jax.evaluation import QueryGallery, embed, protocols, query_gallery
 from metabin_jax.evaluation.protocol import target_splits
 from metabin_jax.evaluation.statistics import METRICS, summarise
 from metabin_jax.evaluation.targets import TargetResult, evaluate_target
+from metabin_jax.runtime.devices import say
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import write_json, write_text
 from metabin_jax.training import trained
@@ -59,7 +60,10 @@ def read_targets(config: ConfigDict) -> list[Record]:
     domains = config.data.eval_domains
     records = read(config, domains) if domains else []
     for domain in domains:
-        domain_splits(config, domain, [record for record in records if record.domain == domain])
+        own = [record for record in records if record.domain == domain]
+        domain_splits(config, domain, own)
+        if config.eval.policy == "cross-camera" and any(record.camid < 0 for record in own):
+            say(f"{domain}: the cameras of some images are unknown, so queries are compared within cameras too")
     return records
 
 

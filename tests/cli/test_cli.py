@@ -104,7 +104,7 @@ def test_a_process_refuses_with_status_2():
 
 
 def test_an_unknown_command(capsys):
-    commands = "train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan, gallery"
+    commands = "index, train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan, gallery"
     assert refused(capsys, "zzz") == f"metabin: there is no command 'zzz': choose from {commands}\n"
     assert "there is no command '--verbose': " in refused(capsys, "--verbose", "train")
 

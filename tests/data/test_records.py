@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from metabin_jax.data.records import Record, is_distractor, read_csv, read_folder
+from metabin_jax.data.records import Record, read_folder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -90,90 +90,8 @@ def test_missing_root(tmp_path):
         read_folder(tmp_path / "nowhere")
 
 
-def manifest(folder: Path, text: str, encoding: str = "utf-8") -> Path:
-    path = folder / "manifest.csv"
-    path.write_bytes(text.encode(encoding))
-    return path
-
-
-def test_csv_maps_pids_per_domain_in_sorted_order(tmp_path):
-    touch(tmp_path, "x/1.jpg", "x/2.jpg", "x/3.jpg", "x/4.jpg")
-    path = manifest(
-        tmp_path,
-        "path,pid,camid,domain\n"
-        f"x/1.jpg,zoë,12,shop\n{tmp_path}/x/2.jpg,anna,0,shop\nx/3.jpg,zoë,1,lab\nx/4.jpg,-1,1,lab\n",
-    )
-    assert read_csv(path) == [
-        Record(str(tmp_path / "x/1.jpg"), 2, 12, "shop", "all"),
-        Record(str(tmp_path / "x/2.jpg"), 1, 0, "shop", "all"),
-        Record(str(tmp_path / "x/3.jpg"), 1, 1, "lab", "all"),
-    ]
-
-
-def test_only_the_pid_0_of_a_csv_is_nobody(tmp_path):
-    """Whoever sorts first is a person like the others, and not what stands in a gallery as nobody."""
-    touch(tmp_path, "1.jpg", "2.jpg", "3.jpg")
-    path = manifest(tmp_path, HEADER + "1.jpg,anna,1,a,query\n2.jpg,anna,2,a,gallery\n3.jpg,0000,2,a,gallery\n")
-    assert [(record.pid, is_distractor(record)) for record in read_csv(path)] == [(1, False), (1, False), (0, True)]
-
-
-def test_csv_from_a_spreadsheet(tmp_path):
-    """A byte order mark, CRLF, columns in another order, blank lines and spaces around the cells."""
-    touch(tmp_path, "1.jpg")
-    path = manifest(tmp_path, "split,pid,path,domain,camid\r\n\r\nquery, 7 ,1.jpg,a,3\r\n", "utf-8-sig")
-    assert read_csv(path) == [Record(str(tmp_path / "1.jpg"), 1, 3, "a", "query")]
-
-
-HEADER = "path,pid,camid,domain,split\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "header must have path, pid, camid, domain, and may have split; it is ''"),
-        ("path;pid;camid;domain\n", r"it is 'path;pid;camid;domain'\."),
-        ("path,pid,camid,domain,splt\n", "header must have path, pid"),
-        ("path,pid,camid,domain,pid\n", "header must have path, pid"),
-        (HEADER, "lists no image"),
-        (HEADER + "1.jpg,-1,1,a,all\n", "lists no image"),
-        (HEADER + "1.jpg,1,1,a,all\n1.jpg,1,x,a,all\n", r"line 3, column camid: 'x' is not a whole number\."),
-        (HEADER + "1.jpg,1,-1,a,all\n", "line 2, column camid: '-1' is not"),
-        (HEADER + "1.jpg,,1,a,all\n", "line 2, column pid: the cell is empty"),
-        (HEADER + "1.jpg,1,1,,all\n", "line 2, column domain: the cell is empty"),
-        (HEADER + "1.jpg,1,1,a,test\n", "line 2, column split: 'test' is none of train, query, gallery, all"),
-        (HEADER + "2.jpg,1,1,a,all\n", r"line 2, column path: there is no file .*2\.jpg"),
-        (HEADER + "1.jpg,1,1,a\n", "line 2: the number of cells"),
-        (HEADER + "1.jpg,1,1,a,all,9\n", "line 2: the number of cells"),
-    ],
-)
-def test_csv_errors(tmp_path, text, sentence):
-    touch(tmp_path, "1.jpg")
-    with pytest.raises(ValueError, match=sentence):
-        read_csv(manifest(tmp_path, text))
-
-
-def test_csv_in_another_encoding(tmp_path):
-    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
-        read_csv(manifest(tmp_path, "path,pid,camid,domain\nä.jpg,1,1,a\n", "latin-1"))
-
-
-def test_missing_csv(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
-        read_csv(tmp_path / "none.csv")
-
-
 @pytest.mark.parametrize("name", [f"{'9' * 20}_c1_1.jpg", f"0001_c{'1' * 20}_1.jpg", f"{'9' * 200}_c1.jpg"])
 def test_numbers_that_int64_cannot_hold_are_refused(tmp_path, name):
     touch(tmp_path, f"a/{name}")
     with pytest.raises(ValueError, match=r"a/\d+_c\d+\S*\.jpg: \d+ has more than 18 digits"):
         read_folder(tmp_path)
-
-
-def test_numbers_of_a_manifest(tmp_path):
-    touch(tmp_path, "1.jpg")
-    (tmp_path / "list.csv").write_text(f"path,pid,camid,domain\n1.jpg,{'9' * 30},{'9' * 18},a\n")
-    assert [(r.pid, r.camid) for r in read_csv(tmp_path / "list.csv")] == [(1, 10**18 - 1)]  # any text is a pid
-    for camid in ("9" * 19, "9" * 5000):
-        (tmp_path / "list.csv").write_text(f"path,pid,camid,domain\n1.jpg,1,{camid},a\n")
-        with pytest.raises(ValueError, match=r"list\.csv, line 2, column camid: 9+ has more than 18 digits"):
-            read_csv(tmp_path / "list.csv")

@@ -5,8 +5,29 @@ from pathlib import Path
 
 import pytest
 
+import metabin_jax
+from metabin_jax import cli
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.fixture
+def deployed(folder, tmp_path):
+    """An exported net and pictures; the code of the page must give the features that we compute."""
+    pytest.importorskip("onnxruntime", reason="the export needs onnx")
+    pytest.importorskip("onnx", reason="the export needs onnx")
+    torch = pytest.importorskip("torch", reason="the weights are PyTorch's")
+    nets = pytest.importorskip("torch_reid_nets")
+    torch.save(nets.OSNet(0.25).state_dict(), tmp_path / "osnet.pth")
+    scope = {"file": str(tmp_path / "osnet.onnx"), "paths": sorted(folder.rglob("*.png"))}
+    size = ["--config.data.height=64", "--config.data.width=32"]
+    assert cli.main(["export", f"--model={tmp_path}/osnet.pth", "--to=onnx", f"--output={scope['file']}", *size]) == 0
+    yield scope
+    expected = metabin_jax.Encoder.load(tmp_path / "osnet.pth", (64, 32))(scope["paths"][:2])
+    assert abs(scope["similarity"] - expected[0] @ expected[1]) < 1e-5
+    facts = scope["session"].get_modelmeta().custom_metadata_map
+    assert facts["input"] == "image: uint8 RGB [N, 64, 32, 3]" and facts["run"] == "osnet.pth"
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -19,6 +40,8 @@ def test_the_code_of_a_page_runs(page, request):
     if page.name == "python.md":
         workdir, _ = request.getfixturevalue("straight")
         scope = {"workdir": workdir, "paths": sorted(request.getfixturevalue("folder").rglob("*.png"))}
+    if page.name == "deploy.md":
+        scope = request.getfixturevalue("deployed")
     for block in python_blocks(page):
         exec(block, scope)
 

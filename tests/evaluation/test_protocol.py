@@ -43,6 +43,12 @@ def test_policy_ignore_numbers_the_images():
     assert result.query_camid.tolist() == result.gallery_camid.tolist() == [0, 1, 2]
 
 
+def test_an_unknown_camera_compares_the_domain_within_cameras():
+    known, unknown = (domain((1, 1, "all"), (1, camid, "all"), (2, 1, "all")) for camid in (2, -1))
+    assert query_gallery(unknown).query_camid.tolist() == [0, 1, 2]
+    assert query_gallery(known).query_camid.tolist() == [1, 2, 1]
+
+
 def test_policy_ignore_knows_an_image_listed_as_query_and_as_gallery():
     query = Record("a.png", 1, 1, "shop", "query")
     records = [query, query._replace(split="gallery"), Record("b.png", 1, 1, "shop", "gallery")]

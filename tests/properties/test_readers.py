@@ -15,7 +15,8 @@ from PIL import Image
 from some_features import MADE_BY, some_features
 
 from metabin_jax.data.cache import load_images
-from metabin_jax.data.records import Record, read_csv, read_folder
+from metabin_jax.data.manifest import read_csv
+from metabin_jax.data.records import Record, read_folder
 from metabin_jax.data.sets.splits import single_shot_splits
 from metabin_jax.models.weights import torch_files
 from metabin_jax.retrieval import features, search

@@ -134,7 +134,7 @@ def test_what_has_no_labels_is_left_out():
     columns = {name: getattr(one, name)[kept] for name in ("path", "feature", "pid", "camid", "domain")}
     result = calibrate(dataclasses.replace(one, pid=pid, camid=camid), 0.1)
     assert result == dataclasses.replace(calibrate(dataclasses.replace(one, **columns), 0.1), unlabelled=3)
-    with pytest.raises(ValueError, match="no image has a pid and a camera: name the files"):
+    with pytest.raises(ValueError, match="no image has an identity: name the files"):
         calibrate(dataclasses.replace(one, pid=np.array([""] * len(one))), 0.1)
 
 

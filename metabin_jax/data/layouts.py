@@ -1,0 +1,266 @@
+"""What a tree of pictures means: its layout is recognised from its names, or given by a template.
+
+A layout is a function (root, paths) -> a row for each of the paths that it understands. A path is that of an image
+below the root, with "/"; a row is what it shows.
+"""
+
+import collections
+import csv
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metabin_jax.data.manifest import csv_rows
+from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS
+from metabin_jax.runtime.errors import UserError, few
+
+MOST_MISSED = 0.1  # the share of the images that a layout may not understand
+FIELDS = ("domain", "pid", "camid", "split")
+VERI_FOLDERS = {"image_train": "train", "image_query": "query", "image_test": "gallery"}
+CAMERA = re.compile(r"(?:camera|cam)[ _-]?(\w+)", re.IGNORECASE)
+PERSON = re.compile(r"(?:person|identity|pid|id)[ _-]?(\w+)", re.IGNORECASE)
+# MSMT17 has the camera in the name, 0000/0000_000_01_0303morning_0008_0.jpg.
+LIST_LINE = re.compile(
+    r"(?P<name>(?:\S*/)?(?:\d+_\d+_(?P<named>\d+)_)?[^\s.]+)(?:\.\w+)?\s+(?P<pid>\d+)(?:\s+(?P<camid>\d+))?"
+)
+MARS_NAME = re.compile(r"(00-1|\d{4})C(\d+)T\d+F\d+")
+
+
+class Row(NamedTuple):
+    """What an image shows; "" for what is not known, pid "-1" for junk. split: as in `Record`."""
+
+    pid: str
+    camid: str
+    domain: str
+    split: str = "all"
+
+
+class Indexed(NamedTuple):
+    """layout: its name. rows: by path. left_out: reason -> paths of files that are in no row."""
+
+    layout: str
+    rows: dict[str, Row]
+    left_out: dict[str, list[str]]
+
+
+Layout = Callable[[Path, Sequence[str]], dict[str, Row]]
+
+
+def index(root: str | Path, template: str = "") -> Indexed:
+    """What the images below `root` show. template: see `by_template`; by default the layout is recognised.
+
+    Raises FileNotFoundError, or UserError if there is no image, or if more than MOST_MISSED of them fit no layout.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder: name the one that holds the pictures.")
+    paths, left_out = walk(root)
+    if not paths:
+        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
+    layouts = {f"template {template}": by_template(template)} if template else LAYOUTS
+    for name, layout in layouts.items():  # noqa: B007, as the name is used below
+        rows = layout(root, paths)
+        missed = [path for path in paths if path not in rows]
+        if rows and (template or len(missed) <= MOST_MISSED * len(paths)):
+            break
+    else:
+        raise UserError(
+            f"{root} has no known layout, as in {paths[0]}: say what its parts are, such as "
+            f"--template='{_suggested(paths[0])}' with {{pid}}, {{camid}}, {{domain}} and {{}} for the rest"
+        )
+    for path, row in list(rows.items()):
+        if row.pid == JUNK_PID:
+            left_out["junk, of identity -1"].append(path)
+            del rows[path]
+    if missed:
+        left_out["names of another layout"] = missed
+    if not rows:
+        raise UserError(f"{root} holds only junk, images of the identity -1.")
+    return Indexed(name, dict(sorted(rows.items())), {reason: found for reason, found in left_out.items() if found})
+
+
+def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The images below root, sorted, and the other files by the reason why they are left out; hidden folders unread."""
+    paths, left_out = [], collections.defaultdict(list)
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder, name).relative_to(root).as_posix()
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                left_out["hidden files"].append(path)
+            elif suffix in EXTENSIONS:
+                paths.append(path)
+            else:
+                left_out[f"files of the type {suffix or '(none)'}"].append(path)
+    return paths, left_out
+
+
+def by_template(template: str) -> Layout:
+    """The layout of paths such as '{domain}/cam{camid}/{pid}_{}.jpg'.
+
+    {pid}, {camid}, {domain} and {split} are texts without "/"; {} is any text without "/". The suffix may be left out.
+    Raises UserError for other fields, a field twice, or a template without pid.
+    """
+    pattern, seen = "", []
+    for literal, field in re.findall(r"([^{}]*)(\{\w*\}|$)", template):
+        pattern += re.escape(literal)
+        name = field.strip("{}")
+        if name and (name not in FIELDS or name in seen):
+            raise UserError(f"--template={template}: {{{name}}} is none of {', '.join(FIELDS)}, each once")
+        seen.append(name)
+        pattern += f"(?P<{name}>[^/]+?)" if name else "[^/]*?" if field else ""
+    if "pid" not in seen or re.sub(r"\{\w*\}", "", template).strip() != re.sub(r"\{\w*\}|[{}]", "", template).strip():
+        raise UserError(f"--template={template}: it must have {{pid}}, and each {{ its }}")
+    matcher = re.compile(pattern if Path(template).suffix.lower() in EXTENSIONS else rf"{pattern}\.\w+")
+
+    def layout(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+        matches = {path: match.groupdict() for path in paths if (match := matcher.fullmatch(path))}
+        return {
+            path: Row(found["pid"], found.get("camid", ""), found.get("domain", root.name), found.get("split", "all"))
+            for path, found in matches.items()
+        }
+
+    return layout
+
+
+def _suggested(path: str) -> str:
+    """A template to start from: the folder of the image as its identity, or else the start of its name."""
+    parts, suffix = path.split("/"), Path(path).suffix
+    return "/".join(
+        ["{}"] * (len(parts) - 2) + ["{pid}", f"{{}}{suffix}"] if len(parts) > 1 else [f"{{pid}}_{{}}{suffix}"]
+    )
+
+
+def _wildlife(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """metadata.csv with path and identity, as wildlife-datasets write it."""
+    if not (root / "metadata.csv").is_file():
+        return {}
+    known = set(paths)
+    rows = [row for _, row in csv_rows(root / "metadata.csv", ("path", "pid"))]
+    return {
+        row["path"]: Row(row["pid"], row.get("camid", ""), row.get("domain") or root.name)
+        for row in rows
+        if row["path"] in known
+    }
+
+
+def _veri(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """VeRi-776: image_train, image_query, image_test with 0001_c001_00016450_0.jpg."""
+    rows = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if (match := MARKET_NAME.match(name)) and folder in VERI_FOLDERS:
+            rows[path] = Row(str(int(match[1])), str(int(match[2])), root.name, VERI_FOLDERS[folder])
+    return rows
+
+
+def _mars(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """MARS: bbox_train/0001/0001C1T0001F001.jpg; 00-1 is junk."""
+    rows = {}
+    for path in paths:
+        if match := MARS_NAME.match(path.rpartition("/")[2]):
+            split = "train" if "train" in path.split("/")[0] else "all"
+            rows[path] = Row(JUNK_PID if match[1] == "00-1" else str(int(match[1])), match[2], root.name, split)
+    return rows
+
+
+def _lists(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """VehicleID, VERI-Wild and MSMT17: text files of lines `image identity [camera]`, the split in the file's name."""
+    by_name: dict[str, list[str]] = collections.defaultdict(list)
+    for path in paths:
+        parts = path.rsplit(".", 1)[0].split("/")
+        for start in range(len(parts)):
+            by_name["/".join(parts[start:])].append(path)
+    rows: dict[str, Row] = {}
+    for file in sorted(
+        [*root.glob("*.txt"), *root.glob("train_test_split/*.txt")], key=lambda file: file.stat().st_size
+    ):
+        split = next((split for split in ("train", "query", "gallery") if split in file.name), "all")
+        split = "train" if "val" in file.name else split
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            match = LIST_LINE.fullmatch(line.strip())
+            found = by_name.get(match["name"], []) if match else []
+            if len(found) > 1:  # MSMT17 has the same names in train/ and test/
+                found = [path for path in found if ("train" in path.split("/")[0]) == (split == "train")]
+            if match and len(found) == 1:
+                rows[found[0]] = Row(str(int(match["pid"])), match["camid"] or match["named"] or "", root.name, split)
+    return rows
+
+
+def _cameras_and_people(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """Folders such as cam01/person07, in either order, at any depth; another folder above them is the domain."""
+    rows = {}
+    for path in paths:
+        *folders, _ = path.split("/")
+        camera = next((m for folder in folders if (m := CAMERA.fullmatch(folder))), None)
+        person = next((m for folder in folders if (m := PERSON.fullmatch(folder))), None)
+        if camera and person:
+            others = [folder for folder in folders if folder not in (camera[0], person[0])]
+            rows[path] = Row(person[1], camera[1], others[0] if others else root.name)
+    return rows
+
+
+def _market(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """Names as in Market-1501; the domain is the folder, or the one above query/ and so on."""
+    rows = {}
+    for path in paths:
+        *folders, name = path.split("/")
+        if match := MARKET_NAME.match(name):
+            split = SPLIT_FOLDERS.get(folders[-1], "") if folders else ""
+            above = folders[:-1] if split else folders
+            pid = match[1] if match[1] == JUNK_PID else str(int(match[1]))
+            rows[path] = Row(pid, str(int(match[2])), above[-1] if above else root.name, split or "all")
+    return rows
+
+
+def _folder_per_identity(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+    """identity/image or domain/identity/image, if every image is as deep."""
+    depths = {path.count("/") for path in paths}
+    if depths not in ({1}, {2}) or len({path.rpartition("/")[0] for path in paths}) < 2:
+        return {}
+    rows = {}
+    for path in paths:
+        *above, identity, _ = path.split("/")
+        rows[path] = Row(identity, "", above[0] if above else root.name)
+    return rows
+
+
+LAYOUTS: dict[str, Layout] = {
+    "wildlife-datasets (metadata.csv)": _wildlife,
+    "VeRi-776": _veri,
+    "MARS": _mars,
+    "lists (VehicleID, VERI-Wild, MSMT17)": _lists,
+    "folders of cameras and people": _cameras_and_people,
+    "Market-1501 names": _market,
+    "one folder per identity": _folder_per_identity,
+}
+
+
+def write(indexed: Indexed, root: Path, file: Any, folder: Path) -> None:
+    """Writes the manifest to an open text file that lies in `folder`."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("path", "pid", "camid", "domain", "split"))
+    for path, row in indexed.rows.items():
+        writer.writerow((Path(os.path.relpath(root / path, folder)).as_posix(), *row))
+
+
+def lines(indexed: Indexed) -> Iterable[str]:
+    """What was understood, with three examples, and what was left out."""
+    rows = indexed.rows
+    people = {(row.domain, row.pid) for row in rows.values()}
+    cameras = {(row.domain, row.camid) for row in rows.values() if row.camid}
+    domains = sorted({row.domain for row in rows.values()})
+    unknown = sum(not row.camid for row in rows.values())
+    yield f"{indexed.layout}: {len(rows):,} images of {len(people):,} identities, {len(cameras):,} cameras"
+    if unknown:
+        yield f"  {unknown:,} images have no camera: evaluation compares them with all others"
+    yield f"  {len(domains)} domains: {few(domains)}"
+    paths = list(rows)
+    for path in dict.fromkeys((paths[0], paths[len(paths) // 2], paths[-1])):
+        row = rows[path]
+        yield f"  {path}  ->  identity {row.pid}, camera {row.camid or '?'}, domain {row.domain}, split {row.split}"
+    for reason, found in indexed.left_out.items():
+        yield f"left out, {reason}: {len(found):,} ({few(found)})"
