@@ -1,6 +1,6 @@
 """How fast a gallery answers who is on a picture: seconds per query, warm, and to open its identities once.
 
-    python -m experiments.benchmarks.identify [--images 100000] [--width 512]
+python -m experiments.benchmarks.identify [--images 100000] [--width 512]
 """
 
 import argparse
