@@ -177,6 +177,7 @@ def calibrate(options: argparse.Namespace) -> int:
     from metabin_jax.retrieval.calibrate import calibrate
     from metabin_jax.retrieval.search import false_matches
     from metabin_jax.runtime.files import write_json
+    from metabin_jax.training import trained
 
     if options.far and options.far_per_query:
         raise UserError("--far and --far-per-query are two ways to say one thing: give one of them")
@@ -188,6 +189,9 @@ def calibrate(options: argparse.Namespace) -> int:
         raise UserError(
             f"--far-per-query={options.far_per_query:g} is every image of a gallery of {size:,}: ask for less"
         )
+    if seen := trained.trained_domains(features.made_by["run"]) & set(features.domain.tolist()):
+        words = "was trained on, so its rates are better than on people whom the net has not seen"
+        print(printable(f"warning: {', '.join(sorted(seen))} {words}"), file=sys.stderr)
     result = calibrate(features, far)
     write_json(output, dataclasses.asdict(result))
     print(f"{result}\n{false_matches((result.far, *result.far_interval), size)}\nthe threshold is in {output}")

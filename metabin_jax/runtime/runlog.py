@@ -15,7 +15,6 @@ import numpy as np
 
 from metabin_jax.runtime.devices import is_first
 from metabin_jax.runtime.errors import UserError
-from metabin_jax.runtime.events import Events
 from metabin_jax.runtime.files import naming, write_text
 from metabin_jax.runtime.progress import Progress
 
@@ -75,6 +74,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workdir: Path, start: int, total: int, log_every: int):
+        from metabin_jax.runtime.events import Events  # TensorBoard's package imports torch, which takes seconds
+
         self._path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self._path) if row["step"] <= start]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))

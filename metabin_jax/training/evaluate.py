@@ -64,7 +64,15 @@ def read_targets(config: ConfigDict) -> list[Record]:
         domain_splits(config, domain, own)
         if config.eval.policy == "cross-camera" and any(record.camid < 0 for record in own):
             say(f"{domain}: the cameras of some images are unknown, so queries are compared within cameras too")
+        if domain in config.data.train_domains and _seen(config, own):
+            say(f"warning: {domain} was trained on, so its numbers are better than on people whom the net has not seen")
     return records
+
+
+def _seen(config: ConfigDict, records: Sequence[Record]) -> bool:
+    """Whether a domain's queries or gallery are of splits that train."""
+    split = query_gallery(records, config.eval.policy)
+    return any(records[row].split in config.data.train_splits for rows in split[:2] for row in rows.tolist())
 
 
 def domain_splits(config: ConfigDict, domain: str, records: Sequence[Record]) -> tuple[list[QueryGallery], str]:

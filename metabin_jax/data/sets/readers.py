@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from metabin_jax.data.records import Record, match_names, name_error, read_domain
 from metabin_jax.runtime.errors import UserError
@@ -237,6 +236,8 @@ def load_mat(path: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
     Raises UserError if the file cannot be read, or if `parse` raises anything.
     """
     try:
+        import scipy.io  # takes half a second, and few sets need it
+
         return parse(scipy.io.loadmat(path, simplify_cells=True))
     except Exception as error:  # damaged files make scipy raise nearly anything
         reason = f"no {error}" if isinstance(error, KeyError) else error

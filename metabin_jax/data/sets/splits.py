@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from metabin_jax.data.records import Record
@@ -152,6 +151,8 @@ def _read_partitions(images: _Images, file: Path) -> list[Rows]:
     """GRID's ten official partitions: cells of trainIdxAll, structs whose third field holds the training persons."""
     if images.target != "grid":
         raise UserError(f"{file}: a .mat file holds the partitions of grid, not of {images.target}.")
+    import scipy.io  # takes half a second
+
     try:
         cells = scipy.io.loadmat(file, variable_names=["trainIdxAll"])["trainIdxAll"].ravel()
         train = [np.asarray(cell[0, 0][2], np.int64).ravel() for cell in cells]
