@@ -65,11 +65,15 @@ def test_a_manifest(folder, rows):
     records = sentence(folder / "list.csv", read_csv)
     rows = [(pid.strip(), camid, domain.strip()) for pid, camid, domain in rows]
     if records is None:
-        wrong = [row for row in rows if not row[0] or not row[2] or not 0 <= row[1] < 10**18]
+        wrong = [row for row in rows if not row[0] or not row[2] or row[1] >= 10**18]
         assert wrong or all(row[0] == "-1" for row in rows)
         return
     kept = [row for row in rows if row[0] != "-1"]
-    assert [(r.camid, r.domain) for r in records] == [row[1:] for row in kept]
+    assert [r.domain for r in records] == [row[2] for row in kept]
+    for record, (_, camid, domain) in zip(records, kept, strict=True):
+        others = {str(c) for _, c, d in kept if d == domain and c != -1}  # -1 is unknown, -2 is a name
+        numbers = {c: int(c) for c in others} if "-2" not in others else {c: n for n, c in enumerate(sorted(others), 1)}
+        assert record.camid == numbers.get(str(camid), -1)
     for record, (pid, _, domain) in zip(records, kept, strict=True):
         assert (record.pid == 0) == (not pid.strip("0"))
         same = [
