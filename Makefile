@@ -4,11 +4,12 @@ PY := $(VENV)/bin/python
 # The versions to install. In a new environment, CONSTRAINTS=/dev/null takes the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: help demo test fuzz torture lint format clean
+.PHONY: help demo test docs fuzz torture lint format clean
 
 help:
 	@echo "make demo    train BN and MetaBIN on the built-in synthetic set, compare them on an unseen domain"
 	@echo "make test    lint, type check and tests"
+	@echo "make docs    build the pages as a site in .cache/site; a broken link fails"
 	@echo "make fuzz    more than 10,000 made-up cases for samplers, readers, overrides and metrics; some 10 minutes"
 	@echo "make torture disturb a training by signals and full disks, and compare its bits"
 	@echo "make format  rewrite the code in the project's style"
@@ -19,6 +20,13 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+docs: $(VENV)/.installed-dev
+	$(PY) -m pip install --quiet -e '.[docs]'
+	rm -rf .cache/docs
+	mkdir -p .cache/docs
+	git ls-files -z '*.md' '*.png' '*.py' '*.ipynb' LICENSE CITATION.cff | xargs -0 cp --parents -t .cache/docs
+	$(PY) -m mkdocs build --strict --quiet
 
 fuzz: $(VENV)/.installed-dev
 	CASES=800 $(PY) -m pytest tests/properties
