@@ -151,7 +151,7 @@ def mobilenetv2(
             residual = InvertedResidual(inputs, outputs, step, hidden, layer, act, expansion > 1 or not standard)
             net.add_module(f"stage{place}_block{block}", residual)
             inputs = outputs
-    outputs = size(head * (max(1.0, width) if standard else width))
+    outputs = size(head * max(1.0, width))
     net.add_module("head", conv(inputs, outputs))
     net.add_module("head_norm", norm(outputs, 1.0))
     net.add_module("head_act", act())

@@ -98,8 +98,9 @@ class Torchreid(Net):
         last = stages_of(stages, int, width, int(stem * width), block, numbered)
         for place, stage in enumerate(by_stage(numbered), start=2):
             self.add_module(f"conv{place}", stage)
-        self.conv9 = convbn(last, int(head * width), norm)
-        self.classifier = nn.Linear(int(head * width), CLASSES)
+        features = int(head * max(1.0, width))
+        self.conv9 = convbn(last, features, norm)
+        self.classifier = nn.Linear(features, CLASSES)
 
     def features_of(self, x: Tensor) -> Tensor:
         for name, module in self.named_children():
@@ -121,6 +122,38 @@ class Gated(nn.Module):
         return gate * self.bat_n(x) + (1 - gate) * self.ins_n(x)
 
 
+class SharedGated(nn.Module):
+    """BIN with one affine under the released names."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias, self.gate = (nn.Parameter(torch.ones(channels)) for _ in range(3))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = F.batch_norm(x, self.running_mean, self.running_var)
+        gate, weight, bias = (value.view(1, -1, 1, 1) for value in (self.gate, self.weight, self.bias))
+        return (gate * batch + (1 - gate) * F.instance_norm(x)) * weight + bias
+
+
+class Half(nn.Module):
+    """BN on the first half of the channels, IN on the others, under the released names."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bat_n = nn.BatchNorm2d(channels // 2)
+        self.ins_n = nn.InstanceNorm2d(channels - channels // 2, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        return torch.cat([self.bat_n(first), self.ins_n(second)], 1)
+
+
+def instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
 class Released(nn.Module):
     """A released checkpoint's net: image -> (feature, embedding, logits)."""
 
@@ -139,23 +172,25 @@ class Released(nn.Module):
         return feature[..., 0, 0], embedding, self.heads.classifier_fc(embedding)
 
 
-def released_mobilenet(width: float = 1.0, stages=MOBILENET_STAGES, stem: int = 32, head: int = 1280) -> Released:
+def released_mobilenet(
+    width: float = 1.0, stages=MOBILENET_STAGES, stem: int = 32, head: int = 1280, norm: Callable = Gated
+) -> Released:
     numbered: dict = {}
 
     def block(inputs, outputs, expansion, stride):
         hidden = inputs * expansion
         return Block(
-            conv1=convbn(inputs, hidden, Gated),
-            dwconv2=convbn(hidden, hidden, Gated, kernel=3, stride=stride, groups=hidden),
+            conv1=convbn(inputs, hidden, norm),
+            dwconv2=convbn(hidden, hidden, norm, kernel=3, stride=stride, groups=hidden),
             conv3=conv(hidden, outputs),
-            bn=Gated(outputs),
+            bn=norm(outputs),
         )
 
-    layers = [convbn(3, int(stem * width), Gated, kernel=3, stride=2)]
+    layers = [convbn(3, int(stem * width), norm, kernel=3, stride=2)]
     last = stages_of(stages, int, width, int(stem * width), block, numbered)
     named = {f"layer{place}": layer for place, layer in enumerate([*layers, *by_stage(numbered)], start=1)}
-    backbone = Named(**named, layer9=convbn(last, int(head * width), Gated))
-    return Released(backbone, int(head * width))
+    features = int(head * max(1.0, width))
+    return Released(Named(**named, layer9=convbn(last, features, norm)), features)
 
 
 # --- the standard variant: torchvision, tonylins, timm ---
@@ -289,6 +324,7 @@ def randomise(net, seed=0):
         elif value.is_floating_point():
             low, high = {"gate": (0, 1), "running_mean": (-1, 1), "bias": (-0.5, 1)}.get(leaf, (0.5, 1.5))
             value.uniform_(low, high, generator=generator)
-    if hasattr(net, "heads"):
-        net.heads.classifier_norm.bias.data.zero_()  # frozen there, absent here
+    neck = net.heads.classifier_norm if hasattr(net, "heads") else getattr(net, "bottleneck", None)
+    if neck is not None:
+        neck.bias.data.zero_()  # frozen there, absent here
     return net

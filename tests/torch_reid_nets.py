@@ -1,12 +1,12 @@
-"""Nets of torchreid beyond torch_projects: OSNet, OSNet-AIN, and its ResNet-50 with and without IBN.
+"""Nets for people beyond torch_projects: torchreid's OSNets, MobileNetV2 and ResNet-50, and CION's ResNet-50-IBN.
 
-Written from the papers and from the names and shapes of torchreid's files; images are NCHW.
+Written from the papers and from the names and shapes of the files; images are NCHW.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_projects import CLASSES, Named, Net, ResNet, conv
+from torch_projects import CLASSES, Named, Net, ResNet, Torchreid, conv, instance_norm
 
 
 def unit(inputs: int, outputs: int, act: bool = True, norm=nn.BatchNorm2d, **kw: int) -> Named:
@@ -17,10 +17,6 @@ def unit(inputs: int, outputs: int, act: bool = True, norm=nn.BatchNorm2d, **kw:
 def light(channels: int) -> Named:
     depthwise = conv(channels, channels, 3, groups=channels)
     return Named(conv1=conv(channels, channels), conv2=depthwise, bn=nn.BatchNorm2d(channels), relu=nn.ReLU())
-
-
-def instance_norm(channels: int) -> nn.Module:
-    return nn.InstanceNorm2d(channels, affine=True)
 
 
 class Streams(Named):
@@ -41,9 +37,9 @@ class Gate(nn.Module):
 
 
 class OmniScale(nn.Module):
-    """One block. named: whether it is an AIN net, whose streams are a list; instance: IN inside the residual."""
+    """One block. ain: name the streams as a list; inside: IN in place of the last BN; behind: IN after the sum."""
 
-    def __init__(self, inputs: int, outputs: int, ain: bool, instance: bool):
+    def __init__(self, inputs: int, outputs: int, ain: bool, inside: bool, behind: bool):
         super().__init__()
         middle = outputs // 4
         self.conv1 = unit(inputs, middle)
@@ -54,26 +50,31 @@ class OmniScale(nn.Module):
             for letter, length in zip("bcd", (2, 3, 4), strict=True):
                 self.add_module(f"conv2{letter}", nn.Sequential(*(light(middle) for _ in range(length))))
         self.gate = Gate(middle)
-        self.conv3 = Named(conv=conv(middle, outputs)) if instance else unit(middle, outputs, act=False)
+        self.conv3 = Named(conv=conv(middle, outputs)) if inside else unit(middle, outputs, act=False)
         self.downsample = unit(inputs, outputs, act=False) if inputs != outputs else None
-        self.IN = instance_norm(outputs) if instance else None
+        self.IN, self.inside = instance_norm(outputs) if inside or behind else None, inside
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x)
         streams = self.conv2 if hasattr(self, "conv2") else (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
         y = self.conv3(sum(self.gate(stream(y)) for stream in streams))
-        y = self.IN(y) if self.IN is not None else y
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.IN(y) if self.inside else y
+        y = y + (x if self.downsample is None else self.downsample(x))
+        return F.relu(self.IN(y) if self.IN is not None and not self.inside else y)
 
 
 class OSNet(Net):
-    def __init__(self, width: float = 1.0, ain: bool = False):
+    def __init__(self, width: float = 1.0, ain: bool = False, ibn: bool = False):
         super().__init__()
         inputs, *stages = (int(width * channels) for channels in (64, 256, 384, 512))
-        self.conv1 = unit(3, inputs, norm=instance_norm if ain else nn.BatchNorm2d, kernel=7, stride=2)
+        self.conv1 = unit(3, inputs, norm=instance_norm if ain or ibn else nn.BatchNorm2d, kernel=7, stride=2)
         with_in = ((True, True), (False, True), (True, False)) if ain else ((False, False),) * 3
         for stage, (outputs, instances) in enumerate(zip(stages, with_in, strict=True), start=2):
-            blocks = [OmniScale(inputs, outputs, ain, instances[0]), OmniScale(outputs, outputs, ain, instances[1])]
+            behind = ibn and stage == 2
+            blocks = [
+                OmniScale(inputs if number == 0 else outputs, outputs, ain, inside, behind)
+                for number, inside in enumerate(instances)
+            ]
             transition = nn.Sequential(unit(outputs, outputs), nn.AvgPool2d(2, 2))
             if ain:
                 self.add_module(f"conv{stage}", nn.Sequential(*blocks))
@@ -113,3 +114,42 @@ def torchreid_resnet(ibn: bool = False) -> ResNet:
         for block in (*net.layer1, *net.layer2, *net.layer3):
             block.bn1 = IBN(block.bn1.num_features)
     return net
+
+
+def torchreid_mobilenet(width: float = 1.0) -> Torchreid:
+    """With the last stride of ImageNet."""
+    net = Torchreid(width)
+    net.conv7[0].dwconv2.conv.stride = (2, 2)
+    return net
+
+
+def ibn_backbone() -> ResNet:
+    """With last stride 1 and no classifier."""
+    net = torchreid_resnet(ibn=True)
+    net.layer4[0].conv2.stride = net.layer4[0].downsample[0].stride = (1, 1)
+    del net.classifier
+    return net
+
+
+class Cion(nn.Module):
+    """As in pre-training, with a projection head that nobody needs afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = ibn_backbone()
+        self.head = nn.Sequential(nn.Linear(2048, 8), nn.GELU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(x)
+
+
+class FineTuned(nn.Module):
+    """As in CION's fine-tuning: the embedding is behind a BNNeck."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = ibn_backbone()
+        self.bottleneck, self.classifier = nn.BatchNorm1d(2048), nn.Linear(2048, CLASSES, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bottleneck(self.base(x))

@@ -1,6 +1,7 @@
 """MobileNetV2 ([37], Sandler et al. 2018) in the paper's variant and in the standard one, for re-identification.
 
-In both the last stride is 1, so a 256 x 128 image gives a 16 x 8 map. They differ in channels and expansion:
+In both the last stride is 1, so a 256 x 128 image gives a 16 x 8 map, and the head is never narrower than at width 1,
+as in torchreid, torchvision and the released MetaBIN. They differ in channels and expansion:
 
 - paper: int(c * width) channels; EVERY block has an expansion convolution. Width 1.4: 53 norm layers, 23,822 channels.
 - standard (torchvision, timm, Keras): channels rounded to multiples of 8; a block with t = 1 has no expansion
@@ -37,6 +38,7 @@ STAGES = (
     Stage(6, 160, 3, 1),
     Stage(6, 320, 1, 1),
 )
+IMAGENET_STAGES = (*STAGES[:5], STAGES[5]._replace(stride=2), STAGES[6])  # of Sandler et al.; torchreid keeps them
 
 
 def round_to_8(channels: float) -> int:
@@ -115,6 +117,6 @@ class MobileNetV2(nn.Module):
                 )(x_NHWC, train)
             if self.mixes_styles and number in mixstyle.STAGES:
                 x_NHWC = mixstyle.MixStyle(name=f"stage{number}_mixstyle")(x_NHWC, train)
-        head = scaled(self.head * (max(1.0, self.width) if self.standard else self.width))
+        head = scaled(self.head * max(1.0, self.width))
         x_NHWC = Conv(head, 1, dtype=self.dtype, name="head")(x_NHWC)
         return self.act(self.norm(1.0, name="head_norm")(x_NHWC, train))

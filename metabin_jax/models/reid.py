@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from metabin_jax import norm as norms
 from metabin_jax.models.mobilenetv2 import MobileNetV2, Stage
-from metabin_jax.models.osnet import OSNet
+from metabin_jax.models.osnet import OSNETS
 from metabin_jax.models.resnet import ResNet50
 from metabin_jax.runtime.errors import UserError
 
@@ -23,10 +23,7 @@ MIN_WIDTH = 0.1  # MobileNetV2's narrowest stage, of 16 channels at width 1, kee
 # scratch on a CPU in a minute, `tiny` is for tests, and `stem` shows that a training runs.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet50,
-    **{
-        f"osnet_x{text}": partial(OSNet, width=float(text.replace("_", "."))) for text in ("1_0", "0_75", "0_5", "0_25")
-    },
-    "osnet_ain_x1_0": partial(OSNet, ain=True),
+    **OSNETS,
     "small": partial(
         MobileNetV2, stages=(Stage(1, 24, 1, 2), Stage(3, 48, 1, 1), Stage(3, 96, 1, 2)), stem=16, head=256
     ),

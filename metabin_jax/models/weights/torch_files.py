@@ -17,7 +17,7 @@ from metabin_jax.runtime.errors import UserError, first_line, needs
 Arrays = dict[str, np.ndarray]
 
 # Keys of the state dict in checkpoints of whole trainings.
-WRAPPERS = ("model", "state_dict", "net")
+WRAPPERS = ("model", "state_dict", "net", "teacher")
 # Of the names in a state dict: of DataParallel, of torch.compile, and of nets that are a field of another one.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 

@@ -2,7 +2,7 @@
 
 A name becomes the path of our module with PyTorch's leaf: `backbone/stage2_block0/project_norm.running_var`.
 The names are facts from KaiyangZhou/deep-person-reid, pytorch/vision, huggingface/pytorch-image-models,
-tonylins/pytorch-mobilenet-v2 and bismex/MetaBIN.
+tonylins/pytorch-mobilenet-v2, bismex/MetaBIN and Zplusdragon/CION_ReIDZoo.
 """
 
 import re
@@ -21,12 +21,17 @@ LEAVES = (
 )  # fmt: skip
 
 
+# Counters, and the moments by which released checkpoints normalise images, which we use too.
+NEEDLESS = ("num_batches_tracked", "pixel_mean", "pixel_std")
+
+
 class Layout(NamedTuple):
     """The names of one project and net.
 
     marker: a name that no later layout has. modules: those outside of the blocks. block: a pattern of a block's prefix
     that finds its stage and number, or its number in the net. inner: the modules of a block. first: the modules of the
-    first block, if it has no expansion. stage_offset: our stage minus theirs.
+    first block, if it has no expansion. stage_offset: our stage minus theirs. unused: how names start that only the
+    project's training needs.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Layout(NamedTuple):
     inner: dict[str, str]
     first: dict[str, str] | None = None
     stage_offset: int = 0
+    unused: tuple[str, ...] = ()
 
 
 def _pairs(theirs: str, ours: Sequence[str]) -> dict[str, str]:
@@ -44,6 +50,7 @@ def _pairs(theirs: str, ours: Sequence[str]) -> dict[str, str]:
 
 
 MOBILENET, RESNET, OSNET = "MobileNetV2", "ResNet-50", "OSNet"
+PLAIN_RESNET = "torchvision, timm or torchreid"  # they have the same names
 
 STEM = ("backbone/stem", "backbone/stem_norm")
 ENDS = (*STEM, "backbone/head", "backbone/head_norm")
@@ -51,6 +58,7 @@ ENDS = (*STEM, "backbone/head", "backbone/head_norm")
 DEPTHWISE = ("depthwise", "depthwise_norm", "project", "project_norm")
 INVERTED_RESIDUAL = ("expand", "expand_norm", *DEPTHWISE)
 BOTTLENECK = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3", "shortcut", "shortcut_norm")
+TORCHVISION_BOTTLENECK = _pairs("conv1 bn1 conv2 bn2 conv3 bn3 downsample.0 downsample.1", BOTTLENECK)
 OSNET_ENDS = (
     *("stem", "stem_norm", "stage2_transition", "stage2_transition_norm", "stage3_transition"),
     *("stage3_transition_norm", "head", "head_norm", "fc", "fc_norm"),
@@ -78,6 +86,25 @@ def _osnet_ends(*transitions: str) -> dict[str, str]:
 
 
 LAYOUTS = (
+    Layout(
+        "CION",
+        RESNET,
+        "backbone.layer1.0.downsample.0.weight",
+        _pairs("backbone.conv1 backbone.bn1", STEM),
+        r"backbone\.layer(\d)\.(\d+)\.",
+        TORCHVISION_BOTTLENECK,
+        stage_offset=1,
+        unused=("head.",),
+    ),
+    Layout(
+        "CION, fine-tuned",
+        RESNET,
+        "base.layer1.0.downsample.0.weight",
+        _pairs("base.conv1 base.bn1 bottleneck classifier", (*STEM, "bnneck", "classifier")),
+        r"base\.layer(\d)\.(\d+)\.",
+        TORCHVISION_BOTTLENECK,
+        stage_offset=1,
+    ),
     Layout(
         "the released MetaBIN",
         MOBILENET,
@@ -154,12 +181,12 @@ LAYOUTS = (
         first=_pairs("0 1 3 4", DEPTHWISE),
     ),
     Layout(
-        "torchvision, timm or torchreid",
+        PLAIN_RESNET,
         RESNET,
         "layer1.0.conv3.weight",
         _pairs("conv1 bn1 fc classifier", (*STEM, "classifier", "classifier")),
         r"layer(\d)\.(\d+)\.",
-        _pairs("conv1 bn1 conv2 bn2 conv3 bn3 downsample.0 downsample.1", BOTTLENECK),
+        TORCHVISION_BOTTLENECK,
         stage_offset=1,
     ),
 )

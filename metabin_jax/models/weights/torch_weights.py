@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from metabin_jax.models.weights import torch_files, torch_layouts
 from metabin_jax.models.weights.recognition import fitting
 from metabin_jax.models.weights.torch_files import Arrays
-from metabin_jax.models.weights.torch_layouts import Layout
+from metabin_jax.models.weights.torch_layouts import NEEDLESS, Layout
 from metabin_jax.runtime.errors import UserError, few
 
 EPSILON = 1e-5  # of every norm layer, ours and theirs
@@ -34,8 +34,6 @@ LEAVES = {
 BRANCHES = {"bn": "bat_n.", "in": "ins_n."}  # of norm.HalfNorm
 # Files of plain BN do not have these: the instance branch stays at 1 and 0, as in the released code, and rho at 1.
 BALANCE = ("in_scale", "in_bias", "rho")
-# Counters, and the moments by which released checkpoints normalise images, which we use too.
-NEEDLESS = ("num_batches_tracked", "pixel_mean", "pixel_std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +67,8 @@ def load_torch(
 
     Supports the layouts of `torch_layouts`: MobileNetV2 of torchreid (the paper's variant), MobileNetV2 of torchvision,
     timm and tonylins (the standard one; at width 1.0 also into the paper's variant, see `_identity_expansion`),
-    ResNet-50 of torchvision, timm and torchreid, also with IBN-a, OSNet and OSNet-AIN of torchreid, and checkpoints of
-    the released MetaBIN of both nets.
+    ResNet-50 of torchvision, timm, torchreid and CION, also with IBN-a, OSNet, OSNet-IBN and OSNet-AIN of torchreid,
+    and checkpoints of the released MetaBIN of both nets.
 
     Plain BN goes into the BN branch of BIN layers; the instance branch stays at 1 and 0, and rho at 1. IN layers take
     the scale and bias of BN. A BNNeck that the project does not have keeps its initial values.
@@ -118,7 +116,12 @@ def load_torch(
     unknown = [
         f"{name} {list(arrays[name].shape)}"
         for translated, name in left.items()
-        if not (_below(name, may_differ) or _below(translated, may_differ) or _needless(translated, values, ours))
+        if not (
+            _below(name, may_differ)
+            or _below(translated, may_differ)
+            or name.startswith(layout.unused)
+            or _needless(translated, values, ours)
+        )
     ]
     project = f"{layout.net} of {layout.name}"
     wrong = {
