@@ -13,6 +13,7 @@ from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
 from metabin_jax.export.formats import FORMATS, Embed
+from metabin_jax.runtime.devices import say
 from metabin_jax.runtime.errors import UserError, needs
 from metabin_jax.runtime.files import check_writable, whole
 from metabin_jax.training import trained
@@ -91,8 +92,12 @@ def facts(run: Trained) -> dict[str, str]:
 
 
 def _domains(run: Trained) -> list[Domain]:
-    """What the file is tried on."""
-    records = read_targets(run.config)
+    """What the file is tried on: the run's domains or, if it has none or they are gone, synthetic people."""
+    try:
+        records = read_targets(run.config)
+    except FileNotFoundError as error:
+        say(f"{str(error).removesuffix('.')}, so the file is compared with JAX on synthetic people")
+        records = []
     if not records:
         image_NHWC, records = synthetic.generate(0, SYNTHETIC, 20, 4, run.size)
         return [_domain(f"{SYNTHETIC[0]} (synthetic)", image_NHWC, records, run.policy)]

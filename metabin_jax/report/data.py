@@ -49,7 +49,11 @@ def collect(config: Any, workdir: Path) -> RunData:
     Raises ValueError or FileNotFoundError as `training.trained.load` and `training.evaluate.read_targets`.
     """
     run = trained.load(workdir, config)
-    records = read_targets(run.config)
+    try:
+        records = read_targets(run.config)
+    except FileNotFoundError as error:
+        without = "without pictures, --config.data.eval_domains= makes a page about the training alone"
+        raise FileNotFoundError(f"{str(error).removesuffix('.')}: {without}") from error
     images = load_images(run.config, records) if records else np.empty(0, np.uint8)
     row_of = {record.path: row for row, record in enumerate(records)}
     results = measure(run, records, images, LENGTH, SCORE_BINS)

@@ -259,6 +259,13 @@ def test_export_by_command(capsys, tmp_path, workdir):
     assert (workdir / "config.json").read_text() == config
 
 
+def test_a_run_whose_pictures_are_gone_is_exported(capsys, tmp_path, workdir):
+    gone = f"--config.data.path={tmp_path}/gone"
+    status, out, err = command(capsys, workdir, tmp_path / "net.bin", "stablehlo", gone)
+    assert (status, out.split(":")[0]) == (0, "underpass (synthetic)")
+    assert "gone does not exist" in err and err.endswith("so the file is compared with JAX on synthetic people\n")
+
+
 def test_a_changed_weight_is_found_and_leaves_no_file(capsys, tmp_path, workdir, monkeypatch):
     def wrong(model, variables, image_NHWC):
         changed = jax.tree.map(lambda leaf: leaf, variables)

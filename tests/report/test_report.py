@@ -146,6 +146,10 @@ def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, mon
         ([run, "--outptu=x"], "there is no option '--outptu': did you mean --output?"),
         ([run, "--config.method=bn"], "config.method was fixed by the training"),
         ([run, f"--output={tmp_path}/page.html", "--config.data.eval_domains=moon"], "Domain 'moon' is not in"),
+        (
+            [run, f"--output={tmp_path}/page.html", "--config.data.path=/gone"],
+            "without pictures, --config.data.eval_do",
+        ),
         ([run, f"--output={tmp_path}"], "cannot be written: it is a folder"),
         ([run, f"--output={tmp_path}/no/page.html"], "cannot be written: there is no folder"),
     ):
