@@ -19,6 +19,10 @@ from metabin_jax.runtime.errors import UserError, few
 MOST_MISSED = 0.1  # the share of the images that a layout may not understand
 FIELDS = ("domain", "pid", "camid", "split")
 VERI_FOLDERS = {"image_train": "train", "image_query": "query", "image_test": "gallery"}
+# Folders that mark a split, in Market-1501 and elsewhere.
+SPLIT_OF = SPLIT_FOLDERS | {"train": "train", "query": "query", "gallery": "gallery", "test": "gallery"}
+# Folders that look like identities and are none.
+NO_IDENTITY = {*SPLIT_OF, "val", "images", "image", "imgs", "img", "data", "pictures", "photos", "crops"}
 CAMERA = re.compile(r"(?:camera|cam)[ _-]?(\w+)", re.IGNORECASE)
 PERSON = re.compile(r"(?:person|identity|pid|id)[ _-]?(\w+)", re.IGNORECASE)
 # MSMT17 has the camera in the name, 0000/0000_000_01_0303morning_0008_0.jpg.
@@ -158,12 +162,14 @@ def _veri(root: Path, paths: Sequence[str]) -> dict[str, Row]:
 
 
 def _mars(root: Path, paths: Sequence[str]) -> dict[str, Row]:
-    """MARS: bbox_train/0001/0001C1T0001F001.jpg; 00-1 is junk."""
+    """MARS: bbox_train/0001/0001C1T0001F001.jpg; its queries are in a file of MATLAB, so test images are of "all"."""
     rows = {}
     for path in paths:
         if match := MARS_NAME.match(path.rpartition("/")[2]):
             split = "train" if "train" in path.split("/")[0] else "all"
-            rows[path] = Row(JUNK_PID if match[1] == "00-1" else str(int(match[1])), match[2], root.name, split)
+            # Its distractors, 0000, are nobody; of split "all" 0 would be a person.
+            pid = JUNK_PID if match[1] in ("00-1", "0000") else str(int(match[1]))
+            rows[path] = Row(pid, match[2], root.name, split)
     return rows
 
 
@@ -204,27 +210,45 @@ def _cameras_and_people(root: Path, paths: Sequence[str]) -> dict[str, Row]:
 
 
 def _market(root: Path, paths: Sequence[str]) -> dict[str, Row]:
-    """Names as in Market-1501; the domain is the folder, or the one above query/ and so on."""
+    """Names as in Market-1501; the domain is the folder, or the one above query/ and so on.
+
+    Where folders mark splits, others beside them are left out: gt_bbox of Market-1501 has the same people again.
+    """
+    matches = {path: match for path in paths if (match := MARKET_NAME.match(path.rpartition("/")[2]))}
+    split_of, above_of = dict[str, str](), dict[str, tuple[str, ...]]()
+    for path in matches:
+        *folders, _ = path.split("/")
+        split_of[path] = SPLIT_OF.get(folders[-1], "") if folders else ""
+        above_of[path] = tuple(folders[:-1] if split_of[path] else folders)
+    marked = {above_of[path] for path in matches if split_of[path]}
+    domains = _domains({*above_of.values()}, root)
     rows = {}
-    for path in paths:
-        *folders, name = path.split("/")
-        if match := MARKET_NAME.match(name):
-            split = SPLIT_FOLDERS.get(folders[-1], "") if folders else ""
-            above = folders[:-1] if split else folders
+    for path, match in matches.items():
+        split, above = split_of[path], above_of[path]
+        if split or not any(above[:depth] in marked for depth in range(len(above) + 1)):
             pid = match[1] if match[1] == JUNK_PID else str(int(match[1]))
-            rows[path] = Row(pid, str(int(match[2])), above[-1] if above else root.name, split or "all")
+            rows[path] = Row(pid, str(int(match[2])), domains[above], split or "all")
     return rows
 
 
+def _domains(places: set[tuple[str, ...]], root: Path) -> dict[tuple[str, ...], str]:
+    """Names of folders, as short as they can be: the last part or, if two have the same one, all parts."""
+    last = collections.Counter(place[-1] for place in places if place)
+    return {place: (place[-1] if last[place[-1]] == 1 else "/".join(place)) if place else root.name for place in places}
+
+
 def _folder_per_identity(root: Path, paths: Sequence[str]) -> dict[str, Row]:
-    """identity/image or domain/identity/image, if every image is as deep."""
+    """identity/image or domain/identity/image, if every image is as deep; train/ and query/ may stand for a domain."""
     depths = {path.count("/") for path in paths}
-    if depths not in ({1}, {2}) or len({path.rpartition("/")[0] for path in paths}) < 2:
+    folders = {path.split("/")[-2] for path in paths if "/" in path}
+    is_other = any(name.lower() in NO_IDENTITY or CAMERA.fullmatch(name) for name in folders)
+    if depths not in ({1}, {2}) or len(folders) < 2 or is_other:
         return {}
     rows = {}
     for path in paths:
         *above, identity, _ = path.split("/")
-        rows[path] = Row(identity, "", above[0] if above else root.name)
+        split = SPLIT_OF.get(above[0], "") if above else ""
+        rows[path] = Row(identity, "", above[0] if above and not split else root.name, split or "all")
     return rows
 
 

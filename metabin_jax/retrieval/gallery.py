@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS model (made_by TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS image (
     path TEXT PRIMARY KEY, pid TEXT NOT NULL, camid INTEGER NOT NULL, domain TEXT NOT NULL,
-    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, feature BLOB NOT NULL
+    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, feature BLOB NOT NULL, crc INTEGER NOT NULL
 ) WITHOUT ROWID
 """
 
@@ -68,7 +69,7 @@ class Gallery(contextlib.AbstractContextManager):
             marks = [file.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
             if marks != [APPLICATION, VERSION] or file.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError(f"application and version are {marks}")
-            file.execute("SELECT path, pid, camid, domain, bytes, mtime_ns, feature FROM image LIMIT 1")
+            file.execute("SELECT path, pid, camid, domain, bytes, mtime_ns, feature, crc FROM image LIMIT 1")
             text, *_ = file.execute("SELECT made_by FROM model").fetchone() or ("",)
         try:
             check_made_by(own := json.loads(text))
@@ -105,8 +106,11 @@ class Gallery(contextlib.AbstractContextManager):
             rows = zip(*(column.tolist() for column in columns), batch.feature.astype("<f4"), strict=True)
             with self._change() as file:
                 file.executemany(
-                    "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [(*labels, *stamps[labels[0]], feature.tobytes()) for *labels, feature in rows],
+                    "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        (*labels, *stamps[labels[0]], blob := feature.tobytes(), zlib.crc32(blob))
+                        for *labels, feature in rows
+                    ],
                 )
             count += len(batch)
         return count
@@ -133,14 +137,13 @@ class Gallery(contextlib.AbstractContextManager):
 
     def features(self) -> Features:
         """Everything, in the order of the paths. Raises UserError for a feature that is damaged."""
-        rows = self._file.execute("SELECT path, pid, camid, domain, feature FROM image ORDER BY path").fetchall()
-        path, pid, camid, domain, blobs = zip(*rows, strict=True) if rows else ((),) * 5
-        if len({len(blob) for blob in blobs}) > 1:
-            raise UserError(f"{self.path} is damaged: its features are of different lengths.")
+        query = "SELECT path, pid, camid, domain, CAST(feature AS BLOB), crc FROM image ORDER BY path"
+        rows = self._file.execute(query).fetchall()
+        path, pid, camid, domain, blobs, sums = zip(*rows, strict=True) if rows else ((),) * 6
+        if len({len(blob) for blob in blobs}) > 1 or any(zlib.crc32(b) != s for b, s in zip(blobs, sums, strict=True)):
+            raise UserError(f"{self.path} is damaged: a feature is not what was written.")
         width = len(blobs[0]) // 4 if blobs else 0
         feature_ND = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), width)
-        if not np.allclose(np.linalg.norm(feature_ND, axis=1), 1, atol=1e-3):
-            raise UserError(f"{self.path} is damaged: a feature is not of length one.")
         texts = (np.array(column, np.str_) for column in (path, pid, domain))
         paths, pids, domains = texts
         return Features(paths, feature_ND, pids, np.array(camid, np.int64), domains, self.made_by)

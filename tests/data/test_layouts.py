@@ -21,6 +21,19 @@ TREES = {
         {}, "Market-1501 names",
         {"query/0001_c2s1_1.jpg": ("1", "2", "ROOT", "query"), "bounding_box_test/0000_c12s1_1.jpg": ("0", "12", "ROOT", "gallery")},
     ),
+    "Market-1501 as it is unpacked": (
+        ["bounding_box_train/0002_c1s1_1.jpg", "query/0001_c2s1_1.jpg", "bounding_box_test/0001_c3s1_1.jpg"],
+        {"readme.txt": "x", "gt_query/0001_c2s1_1_good.mat": ""}, "Market-1501 names",
+        {"bounding_box_train/0002_c1s1_1.jpg": ("2", "1", "ROOT", "train")},
+    ),
+    "domains of one name": (
+        ["a/yard/0001_c1.jpg", "b/yard/0001_c1.jpg", "b/hall/0001_c1.jpg"], {}, "Market-1501 names",
+        {"a/yard/0001_c1.jpg": ("1", "1", "a/yard", "all"), "b/yard/0001_c1.jpg": ("1", "1", "b/yard", "all"), "b/hall/0001_c1.jpg": ("1", "1", "hall", "all")},
+    ),
+    "a folder per identity in train and test": (
+        ["train/7/a.jpg", "train/8/a.jpg", "test/9/a.jpg", "query/9/b.jpg"], {}, "one folder per identity",
+        {"train/7/a.jpg": ("7", "", "ROOT", "train"), "test/9/a.jpg": ("9", "", "ROOT", "gallery"), "query/9/b.jpg": ("9", "", "ROOT", "query")},
+    ),
     "a folder of domains": (
         ["north/0001_c1_1.jpg", "north/0001_c2_1.jpg", "south/0001_c1_1.png"], {}, "Market-1501 names",
         {"south/0001_c1_1.png": ("1", "1", "south", "all")},
@@ -108,6 +121,28 @@ def test_a_layout_is_recognised(tmp_path, tree):
     missing = set(files) - set(found.rows)
     assert missing == {path for path in files if "-1" in path.split("/")[-1][:4]}
     assert sum(map(len, found.left_out.values())) == len(missing) + len(texts)
+
+
+def test_the_same_people_again_beside_the_splits_are_left_out(tmp_path):
+    split = [f"bounding_box_{name}/000{i}_c1s1_1.jpg" for name in ("train", "test") for i in range(1, 10)]
+    again = ["gt_bbox/0001_c1s1_1.jpg", "gt_bbox/0002_c1s1_1.jpg"]
+    plant(tmp_path / "market", [*split, *again], {})
+    found = layouts.index(tmp_path / "market")
+    assert set(found.rows) == set(split) and found.left_out == {"names of another layout": again}
+
+
+def test_distractors_of_mars_are_nobody(tmp_path):
+    plant(tmp_path, ["bbox_train/0001/0001C1T0001F001.jpg", "bbox_test/0000/0000C1T0001F001.jpg"], {})
+    assert set(layouts.index(tmp_path).rows) == {"bbox_train/0001/0001C1T0001F001.jpg"}
+
+
+@pytest.mark.parametrize(
+    "files", [["cam1/frame 1.jpg", "cam2/frame 2.jpg"], ["images/1.jpg", "data/2.jpg"], ["train/a.jpg", "test/b.jpg"]]
+)
+def test_folders_that_are_no_identities_are_not_taken_for_any(tmp_path, files):
+    plant(tmp_path, files, {})
+    with pytest.raises(UserError, match="has no known layout"):
+        layouts.index(tmp_path)
 
 
 def test_a_template(tmp_path):

@@ -172,6 +172,7 @@ def damage(path, how):
         "UPDATE model SET made_by = '{}'", "UPDATE model SET made_by = 'no'", "DELETE FROM model",
         "UPDATE image SET feature = x'00' WHERE path LIKE '%1.jpg'",
         "UPDATE image SET feature = zeroblob(length(feature))",
+        "UPDATE image SET feature = substr(feature, 5) || substr(feature, 1, 4) WHERE path LIKE '%1.jpg'",
     ],
 )  # fmt: skip
 def test_damage_is_one_sentence(tmp_path, how):
