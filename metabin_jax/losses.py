@@ -47,13 +47,14 @@ def cross_entropy(logits_NM: Array, pid_N: Array, smoothing: float = 0.1) -> Arr
     eps / (M - 1) instead, which equals this loss with smoothing eps * M / (M - 1).
     """
     chex.assert_rank([logits_NM, pid_N], [2, 1])
-    if not isinstance(pid_N, jax.core.Tracer):
+    if isinstance(pid_N, jax.core.Tracer):
+        pid_N = jnp.where(pid_N < 0, logits_NM.shape[1], pid_N)  # -1 would be the last identity
+    else:
         known_N, most = np.asarray(pid_N), logits_NM.shape[1] - 1
         if known_N.min() < 0 or known_N.max() > most:
             raise ValueError(f"pid_N has values from {known_N.min()} to {known_N.max()}, not from 0 to {most}")
     log_prob_NM = jax.nn.log_softmax(_full_precision(logits_NM))
-    index_N = jnp.where(pid_N < 0, logits_NM.shape[1], pid_N)  # -1 would be the last identity
-    hit_N = jnp.take_along_axis(log_prob_NM, index_N[:, None], axis=1)[:, 0]
+    hit_N = jnp.take_along_axis(log_prob_NM, pid_N[:, None], axis=1)[:, 0]
     return -((1 - smoothing) * hit_N + smoothing * log_prob_NM.mean(1)).mean()
 
 

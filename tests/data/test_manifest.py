@@ -125,13 +125,13 @@ def test_paths_of_windows(tmp_path):
 
 
 def test_a_hundred_thousand_rows_take_seconds(tmp_path):
-    """Under 3 s on two idle cores; the limit leaves room for a busy machine."""
+    """Under 3 s of a core; the limit leaves room for a slow machine."""
     for folder in range(100):
         (tmp_path / str(folder)).mkdir()
         for number in range(10):
             (tmp_path / str(folder) / f"{number}.jpg").touch()
     rows = (f"{row % 100}/{row % 10}.jpg,person {row % 5000},{row % 6},d{row % 4}\n" for row in range(100_000))
     path = manifest(tmp_path, "path,pid,camid,domain\n" + "".join(rows))
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(read_csv(path)) == 100_000
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
