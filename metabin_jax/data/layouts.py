@@ -174,7 +174,10 @@ def _mars(root: Path, paths: Sequence[str]) -> dict[str, Row]:
 
 
 def _lists(root: Path, paths: Sequence[str]) -> dict[str, Row]:
-    """VehicleID, VERI-Wild and MSMT17: text files of lines `image identity [camera]`, the split in the file's name."""
+    """VehicleID, VERI-Wild and MSMT17: text files of lines `image identity [camera]`, the split in the file's name.
+
+    An image in a folder is of that folder's identity: the lists number the identities of each split from 0.
+    """
     by_name: dict[str, list[str]] = collections.defaultdict(list)
     for path in paths:
         parts = path.rsplit(".", 1)[0].split("/")
@@ -192,7 +195,8 @@ def _lists(root: Path, paths: Sequence[str]) -> dict[str, Row]:
             if len(found) > 1:  # MSMT17 has the same names in train/ and test/
                 found = [path for path in found if ("train" in path.split("/")[0]) == (split == "train")]
             if match and len(found) == 1:
-                rows[found[0]] = Row(str(int(match["pid"])), match["camid"] or match["named"] or "", root.name, split)
+                pid = found[0].rpartition("/")[0] if "/" in match["name"] else str(int(match["pid"]))
+                rows[found[0]] = Row(pid, match["camid"] or match["named"] or "", root.name, split)
     return rows
 
 
@@ -265,7 +269,7 @@ LAYOUTS: dict[str, Layout] = {
 
 def write(indexed: Indexed, root: Path, file: Any, folder: Path) -> None:
     """Writes the manifest to an open text file that lies in `folder`."""
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file)  # with "\n" alone as its end of a line, csv would not quote "\r"
     writer.writerow(("path", "pid", "camid", "domain", "split"))
     for path, row in indexed.rows.items():
         writer.writerow((Path(os.path.relpath(root / path, folder)).as_posix(), *row))

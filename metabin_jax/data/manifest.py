@@ -1,6 +1,7 @@
 """CSV manifests: lists of images with what they show, as people write them."""
 
 import csv
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,8 +93,8 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict[st
     Columns may have names of ALIASES, and are called by ours; others than COLUMNS keep their names. Cells are separated
     by one of DELIMITERS.
 
-    Raises UserError if the header does not have the required columns or has two for one, if a required cell is empty,
-    or if a camera has too many digits.
+    Raises UserError if the header does not have the required columns, has two for one or one that is nearly called like
+    one of COLUMNS, if a required cell is empty, or if a camera has too many digits.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -121,7 +122,7 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict[st
 
 
 def _ours(name: str, header: Sequence[str], path: Path) -> str:
-    """Our name of a column. Raises UserError if another column means the same."""
+    """Our name of a column. Raises UserError if another column means the same, or for a misspelt name."""
     for ours, others in ALIASES.items():
         if name in others and ours not in header:
             if (two := [other for other in header if other in others])[1:]:
@@ -129,4 +130,6 @@ def _ours(name: str, header: Sequence[str], path: Path) -> str:
                     f"{path}: the columns {' and '.join(two)} may both be the {ours}: call one of them {ours}."
                 )
             return ours
+    if name not in COLUMNS and (near := difflib.get_close_matches(name, {*COLUMNS} - {*header}, 1, 0.8)):
+        raise UserError(f"{path}: there is a column {name!r}: call it {near[0]!r} if it is that, or otherwise.")
     return name

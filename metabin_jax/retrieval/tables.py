@@ -35,7 +35,7 @@ def write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         write_text(path, json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n")
     else:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text)  # with "\n" alone as its end of a line, csv would not quote "\r"
         writer.writerow(header)
         writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
         write_text(path, text.getvalue())

@@ -77,9 +77,9 @@ TREES = {
          "list_query.txt": "0000/0000_000_01_0303morning_0008_0.jpg 0\n",
          "list_gallery.txt": "0000/0000_001_15_0303morning_0008_1.jpg 0\n"},
         "lists (VehicleID, VERI-Wild, MSMT17)",
-        {"train/0000/0000_000_01_0303morning_0008_0.jpg": ("0", "01", "ROOT", "train"),
-         "test/0000/0000_000_01_0303morning_0008_0.jpg": ("0", "01", "ROOT", "query"),
-         "test/0000/0000_001_15_0303morning_0008_1.jpg": ("0", "15", "ROOT", "gallery")},
+        {"train/0000/0000_000_01_0303morning_0008_0.jpg": ("train/0000", "01", "ROOT", "train"),
+         "test/0000/0000_000_01_0303morning_0008_0.jpg": ("test/0000", "01", "ROOT", "query"),
+         "test/0000/0000_001_15_0303morning_0008_1.jpg": ("test/0000", "15", "ROOT", "gallery")},
     ),
     "VehicleID": (
         ["image/0000001.jpg", "image/0000002.jpg", "image/0000003.jpg"],
@@ -92,7 +92,7 @@ TREES = {
         {"train_test_split/train_list_start0.txt": "00001/000001.jpg 0 35\n00001/000002.jpg 0 7\n",
          "train_test_split/test_3000.txt": "00002/000003.jpg 2 35\n"},
         "lists (VehicleID, VERI-Wild, MSMT17)",
-        {"images/00001/000001.jpg": ("0", "35", "ROOT", "train"), "images/00002/000003.jpg": ("2", "35", "ROOT", "all")},
+        {"images/00001/000001.jpg": ("images/00001", "35", "ROOT", "train"), "images/00002/000003.jpg": ("images/00002", "35", "ROOT", "all")},
     ),
     "wildlife-datasets": (
         ["images/lynx 1.jpg", "images/lynx 2.jpg"],

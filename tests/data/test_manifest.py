@@ -54,6 +54,7 @@ HEADER = "path,pid,camid,domain,split\n"
         ("", "header must have path, pid, each once, and may have camid, domain, split; it is ''"),
         ("path|pid|camid|domain\n", r"it is 'path\|pid\|camid\|domain'\."),
         ("path,pid,camid,domain,pid\n", "header must have path, pid"),
+        ("path,pid,splt\n", r"there is a column 'splt': call it 'split' if it is that, or otherwise\."),
         ("path,id,label,cam\n", r"the columns id and label may both be the pid: call one of them pid\."),
         ("path,pid,cam,camera\n", r"the columns cam and camera may both be the camid"),
         (HEADER, "lists no image"),

@@ -7,7 +7,7 @@ from metabin_jax.retrieval import tables
 from metabin_jax.runtime.errors import UserError
 
 HEADER = ("path", "camid", "similarity")
-ROWS = [("/größe, ü.jpg", 3, 0.123456789), ('"quoted"\n', None, -1.0)]
+ROWS = [("/größe, ü.jpg", 3, 0.123456789), ('"quoted"\r', None, -1.0)]
 
 
 def test_every_kind_holds_the_same(tmp_path):
@@ -16,7 +16,7 @@ def test_every_kind_holds_the_same(tmp_path):
         tables.write(tmp_path / f"a{suffix}", HEADER, ROWS)
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
-            list(HEADER), ["/größe, ü.jpg", "3", "0.123457"], ['"quoted"\n', "", "-1.000000"]
+            list(HEADER), ["/größe, ü.jpg", "3", "0.123457"], ['"quoted"\r', "", "-1.000000"]
         ]  # fmt: skip
     expected = [dict(zip(HEADER, row, strict=True)) for row in ROWS]
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == expected
