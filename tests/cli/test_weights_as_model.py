@@ -66,17 +66,17 @@ def test_every_command_takes_the_file(weights, pictures, tmp_path, capsys, monke
     assert np.abs(found.feature - expected_ND[::-1]).max() > 1e-3
     assert (found.made_by["run"], found.made_by["step"]) == (str(file), 0)
 
-    query = sorted(pictures.rglob("*.png"))[5]
+    # Everything here embeds 32 images at a time: another number would be another program to compile.
     listed = tmp_path / "found.json"
-    run("search", f"--query={query}", f"--gallery={gallery}", f"--model={file}", size, "-k", 3, f"--output={listed}")
-    cosine_G = expected_ND @ expected_ND[found.path.tolist().index(str(query))]
-    best = [str(found.path[row]) for row in np.argsort(-cosine_G, kind="stable") if str(found.path[row]) != str(query)]
-    assert json.loads(listed.read_text())[0]["path"] == best[0]
+    run("search", f"--query={pictures}", f"--gallery={gallery}", f"--model={file}", size, "-k", 1, f"--output={listed}")
+    cosine_NN = expected_ND @ expected_ND.T - 3 * np.eye(len(found))
+    nearest = [row["path"] for row in json.loads(listed.read_text())]
+    assert np.mean(found.path[cosine_NN.argmax(1)] == nearest) > 0.9  # but for ties within rounding
 
-    np.testing.assert_allclose(metabin_jax.Encoder.load(file, SIZE)(found.path[:2]), expected_ND[:2], atol=1e-4)
+    np.testing.assert_allclose(metabin_jax.Encoder.load(file, SIZE)(found.path), expected_ND, atol=1e-4)
 
     data = [f"--config.data.path={pictures}", f"--config.data.cache_dir={tmp_path}", "--config.data.eval_domains=west"]
-    data += [f"--config.data.height={SIZE[0]}", f"--config.data.width={SIZE[1]}"]
+    data += [f"--config.data.height={SIZE[0]}", f"--config.data.width={SIZE[1]}", "--config.eval.batch_size=32"]
     out = run("evaluate", f"--model={file}", *data)
     (written,) = file.parent.glob("*.json")
     assert written.name.startswith(f"{file.stem}-evaluation") and json.loads(written.read_text())["targets"].keys() == {

@@ -304,7 +304,6 @@ def test_an_embedding_that_is_no_number_is_a_difference(capsys, tmp_path, workdi
         ({"output": "{dir}/untrained"}, "untrained cannot be written: it is a folder"),
         ({"output": "{dir}/untrained/config.json/net"}, "net cannot be written: there is no folder"),
         ({"more": "--config.method=bn"}, "config.method was fixed by the training"),
-        ({"more": "--config.data.path={dir}/no"}, "no does not exist or is not a folder"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence_and_no_file(capsys, tmp_path, workdir, changed, message):
