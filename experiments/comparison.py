@@ -94,13 +94,15 @@ def cut(jobs: Sequence[Job], size: int) -> list[Sequence[Job]]:
 
 
 def pairs(lines: Sequence[Line], method: str) -> dict[tuple[str, int], Line]:
-    """(target, seed) -> the line of the trial that is chosen for the target."""
-    found = {}
-    for target in sorted({line["target"] for line in lines}):
-        row = chosen(lines, method, target)
-        own = [line for line in lines if row and (line["run"], line["target"]) == (row.run, target)]
-        found |= {(target, line["seed"]): line for line in own}
-    return found
+    """(target, seed) -> the line of the trial that is chosen for the target.
+
+    Empty while a target lacks its trials: a mean over easy targets alone would pass for that of all.
+    """
+    rows = {target: chosen(lines, method, target) for target in sorted({line["target"] for line in lines})}
+    if None in rows.values():
+        return {}
+    named = {target: row.run for target, row in rows.items() if row}
+    return {(line["target"], line["seed"]): line for line in lines if named[line["target"]] == line["run"]}
 
 
 class Difference(NamedTuple):
