@@ -81,14 +81,15 @@ def test_kills_lose_no_feature_and_repeat_none(undisturbed, tmp_path):
     kills = int(os.environ.get("KILLS", "4"))
     rng, between = random.Random(0), []
     for _ in range(kills):
-        process = start(tmp_path / "g.db")
+        process = start(tmp_path / "g.db", pause=0.01)
         assert process.stdout.readline() == "open\n", process.stderr.read()
         time.sleep(rng.uniform(0, 0.02 + 0.3 / kills))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         with Gallery(tmp_path / "g.db") as gallery:
             between.append(len(gallery.features()))
-    assert between == sorted(between) and all(count % BATCH == 0 for count in between) and 0 < between[-1] < ROWS
+    assert between == sorted(between) and all(count % BATCH == 0 for count in between)
+    assert any(0 < count < ROWS for count in between), "no kill came in the middle"
     process = start(tmp_path / "g.db", pause=0)
     assert process.communicate() == ("open\n", "") and process.returncode == 0
     assert content(tmp_path / "g.db") == undisturbed
