@@ -50,11 +50,15 @@ class Gallery(contextlib.AbstractContextManager):
         self.path = Path(path).expanduser()
         if made_by is None and not self.path.is_file():
             raise FileNotFoundError(f"the gallery {self.path} does not exist: metabin gallery add makes one.")
+        self._file = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
-            self._file = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
             self.made_by = self._begin(made_by)
         except sqlite3.Error as error:
+            self._file.close()
             raise UserError(f"{self.path} is damaged or no gallery of metabin gallery ({error}).") from error
+        except UserError:
+            self._file.close()
+            raise
 
     def _begin(self, made_by: dict[str, Any] | None) -> dict[str, Any]:
         """Checks the file, or makes it; what its features are made by."""

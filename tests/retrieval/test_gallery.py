@@ -1,5 +1,6 @@
 """The gallery's file: what a kill, another process, a change or damage does to it, and who is on a picture."""
 
+import contextlib
 import os
 import random
 import signal
@@ -65,7 +66,7 @@ def start(file, first=0, last=ROWS, pause=0.002):
 
 def content(file):
     """All rows in the order of their paths."""
-    with sqlite3.connect(file) as connection:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
         return connection.execute("SELECT * FROM image ORDER BY path").fetchall()
 
 
@@ -162,7 +163,7 @@ def damage(path, how):
     elif how == "empty":
         path.write_bytes(b"")
     else:
-        with sqlite3.connect(path) as file:
+        with contextlib.closing(sqlite3.connect(path)) as file, file:
             file.execute(how)
 
 
