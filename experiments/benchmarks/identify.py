@@ -1,6 +1,8 @@
 """How fast a gallery answers who is on a picture: seconds per query, warm, and to open its identities once.
 
-python -m experiments.benchmarks.identify [--images 100000] [--width 512]
+    python -m experiments.benchmarks.identify [--images 100000] [--width 512]
+
+Features are random, ten images of each identity.
 """
 
 import argparse

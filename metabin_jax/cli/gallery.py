@@ -4,7 +4,7 @@ import argparse
 import collections
 import sys
 
-from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, SIZE, check_output, command, option, output
+from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, SIZE, check_table, command, option, output
 from metabin_jax.cli.retrieval import left_out, threshold_option
 from metabin_jax.runtime.errors import UserError, few, printable
 
@@ -37,8 +37,9 @@ def add(options: argparse.Namespace) -> int:
         todo = [image for image in images if image.path not in stamps or before.get(image.path) != stamps[image.path]]
         broken: list[str] = []
         count = gallery.add(embed_batchwise(run, todo, broken), stamps) if todo else 0
-        gallery.label(images)
-        total = len(gallery.stamps())
+        added = {image.path for image in todo}
+        gallery.label([image for image in images if image.path not in added])
+        total = len(gallery)
     skipped = len(images) - len(todo)
     print(f"{count:,} images added, {skipped:,} unchanged ones skipped: {options.file} has {total:,}")
     return left_out(broken, len(images))
@@ -55,7 +56,7 @@ def remove(options: argparse.Namespace) -> None:
 
     with Gallery(options.file) as gallery:
         count = gallery.remove(options.path)
-        total = len(gallery.stamps())
+        total = len(gallery)
     if not count:
         raise UserError(f"{options.file} has none of {few(options.path)}: metabin gallery list shows the paths")
     print(f"{count:,} images removed: {options.file} has {total:,}")
@@ -90,15 +91,12 @@ def list_(options: argparse.Namespace) -> None:
     from metabin_jax.retrieval.features import describe
     from metabin_jax.retrieval.gallery import Gallery
 
-    target = check_output(options) if options.output else None
-    if target:
-        tables.check_suffix(target)
+    target = check_table(options)
     with Gallery(options.file) as gallery:
         found = gallery.features()
-    labels = list(zip(found.path, found.pid, found.camid, found.domain, strict=True))
+    labels = [found.labels(row) for row in range(len(found))]
     if target:
-        rows = [(str(p), str(pid), None if camid < 0 else int(camid), str(d)) for p, pid, camid, d in labels]
-        tables.write(target, ("path", "pid", "camid", "domain"), rows)
+        tables.write(target, ("path", "pid", "camid", "domain"), labels)
     print(printable(f"{len(found):,} images, by {describe(found.made_by)}"))
     identities = collections.Counter((domain, pid) for _, pid, _, domain in labels if pid)
     domains = collections.Counter(domain for domain, _ in identities)
@@ -130,9 +128,7 @@ def identify(options: argparse.Namespace) -> int:
     from metabin_jax.retrieval.features import check_same_model
     from metabin_jax.retrieval.gallery import Gallery, Identities
 
-    target = check_output(options) if options.output else None
-    if target:
-        tables.check_suffix(target)
+    target = check_table(options)
     threshold = search.read_threshold(options.threshold)
     with Gallery(options.file) as file:
         gallery = file.features()

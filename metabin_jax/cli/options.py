@@ -131,3 +131,16 @@ def check_output(options: argparse.Namespace, default: str | Path = "") -> Path:
     if path.exists() and not options.overwrite:
         raise UserError(f"{path} exists: give --overwrite to replace it, or another --output")
     return path
+
+
+def check_table(options: argparse.Namespace, pages: bool = False) -> Path | None:
+    """`check_output` of a table or, if there may be pages, an .html file; None without --output."""
+    from metabin_jax.report import search_page
+    from metabin_jax.retrieval import tables
+
+    if not options.output:
+        return None
+    path = check_output(options)
+    tables.check_suffix(path, [search_page.SUFFIX] if pages else [])
+    search_page.check(path)
+    return path

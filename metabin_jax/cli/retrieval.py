@@ -16,6 +16,7 @@ from metabin_jax.cli.options import (
     SIZE,
     Option,
     check_output,
+    check_table,
     command,
     option,
     output,
@@ -111,10 +112,7 @@ def search(options: argparse.Namespace) -> int:
     from metabin_jax.report import search_page
     from metabin_jax.retrieval import features, search, tables
 
-    output = check_output(options) if options.output else None
-    if output:
-        tables.check_suffix(output, [search_page.SUFFIX])
-        search_page.check(output)
+    output = check_table(options, pages=True)
     threshold = search.read_threshold(options.threshold) if options.threshold else None
     run = load_model(options, options.query, *options.gallery)
     if threshold and run:

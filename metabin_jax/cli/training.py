@@ -12,6 +12,7 @@ from metabin_jax.cli.options import (
     MODEL_OF_IMAGES,
     SIZE,
     check_output,
+    check_table,
     command,
     option,
     output,
@@ -195,16 +196,12 @@ def _list_suspects(options: argparse.Namespace) -> None:
 
     if not options.path:
         raise UserError("--output needs the images, a feature file or a gallery: metabin doctor PATH --output=FILE")
-    target = check_output(options)
-    tables.check_suffix(target, [search_page.SUFFIX])
-    search_page.check(target)
+    target = check_table(options, pages=True)
+    assert target
     features, _ = load_features(options.path, load_model(options, options.path))
     found = suspects(features)
 
-    def labels(row: int) -> tuple:
-        camid = None if features.camid[row] < 0 else int(features.camid[row])
-        return str(features.path[row]), str(features.pid[row]), camid, str(features.domain[row])
-
+    labels = features.labels
     if target.suffix.lower() == search_page.SUFFIX:
         shown = [(labels(s.row)[0], 1, s.similarity, *labels(s.other), "") for s in found]
         titles = [f"{labels(s.row)[0]}: identity {labels(s.row)[1]}, {s.reason}" for s in found]

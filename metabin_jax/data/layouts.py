@@ -64,25 +64,25 @@ def index(root: str | Path, template: str = "") -> Indexed:
     if not paths:
         raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
     layouts = {f"template {template}": by_template(template)} if template else LAYOUTS
-    for name, layout in layouts.items():  # noqa: B007, as the name is used below
+    for name, layout in layouts.items():
         rows = layout(root, paths)
         missed = [path for path in paths if path not in rows]
         if rows and (template or len(missed) <= MOST_MISSED * len(paths)):
-            break
-    else:
-        raise UserError(
-            f"{root} has no known layout, as in {paths[0]}: say what its parts are, such as "
-            f"--template='{_suggested(paths[0])}' with {{pid}}, {{camid}}, {{domain}} and {{}} for the rest"
-        )
-    for path, row in list(rows.items()):
-        if row.pid == JUNK_PID:
-            left_out["junk, of identity -1"].append(path)
-            del rows[path]
-    if missed:
-        left_out["names of another layout"] = missed
+            return _without_junk(root, Indexed(name, rows, left_out | {"names of another layout": missed}))
+    raise UserError(
+        f"{root} has no known layout, as in {paths[0]}: say what its parts are, such as "
+        f"--template='{_suggested(paths[0])}' with {{pid}}, {{camid}}, {{domain}} and {{}} for the rest"
+    )
+
+
+def _without_junk(root: Path, found: Indexed) -> Indexed:
+    """The rows sorted, without junk. Raises UserError if nothing is left."""
+    junk = [path for path, row in found.rows.items() if row.pid == JUNK_PID]
+    rows = {path: row for path, row in sorted(found.rows.items()) if row.pid != JUNK_PID}
     if not rows:
         raise UserError(f"{root} holds only junk, images of the identity -1.")
-    return Indexed(name, dict(sorted(rows.items())), {reason: found for reason, found in left_out.items() if found})
+    left_out = found.left_out | {"junk, of identity -1": junk}
+    return Indexed(found.layout, rows, {reason: paths for reason, paths in left_out.items() if paths})
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:

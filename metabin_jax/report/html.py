@@ -18,12 +18,13 @@ def render(template: str, **values: Any) -> str:
 
     here = files("metabin_jax.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=jinja2.PackageLoader("metabin_jax.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["percent"] = percent
     environment.tests["nan"] = math.isnan
     script = (here / "page.js").read_text(encoding="utf-8")
-    page = environment.from_string((here / template).read_text(encoding="utf-8")).render(
+    page = environment.get_template(template).render(
         style=(here / "style.css").read_text(encoding="utf-8"),
         script=script,
         # Nothing but this very script may run, whatever a file name says.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -50,7 +50,7 @@ class Encoder:
         (N = 1); or an array uint8 [N, H, W, 3]. Raises UserError, which names the picture, if one cannot be read.
         """
         single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) == 3
-        several: list[Any] = [pictures] if single else [*pictures]  # type: ignore[misc]
+        several: list[Any] = [pictures] if single else [*cast(Sequence[Picture], pictures)]
         if not several:
             raise UserError("there are no pictures to embed")
         # Sizes are powers of two, so that few programs serve any number of pictures.
@@ -98,10 +98,9 @@ def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -
     with Progress("embedding", len(images)) as progress:
         for feature_ND in _features(run, [image.path for image in images], batch_size, rows):
             batch = images[done : done + len(feature_ND)]
-            kept = [row for row in range(len(batch)) if done + row not in rows]
-            broken += [image.path for row, image in enumerate(batch) if row not in kept]
-            columns = zip(*batch, strict=True)
-            path, pid, camid, domain = (np.array(column)[kept] for column in columns)
+            kept = ~np.isin(np.arange(done, done + len(batch)), rows)
+            broken += [image.path for image, is_kept in zip(batch, kept, strict=True) if not is_kept]
+            path, pid, camid, domain = (np.array(column)[kept] for column in zip(*batch, strict=True))
             yield Features(path, feature_ND[kept], pid, camid, domain, run.made_by)
             done += len(batch)
             if progress.n:

@@ -43,6 +43,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.path)
 
+    def labels(self, row: int) -> tuple[str, str, int | None, str]:
+        """Path, pid, camid (None if unknown) and domain of an image, for tables."""
+        camid = int(self.camid[row])
+        return str(self.path[row]), str(self.pid[row]), None if camid < 0 else camid, str(self.domain[row])
+
 
 def check_same_model(first: dict, first_name: str, second: dict, second_name: str) -> None:
     """Raises UserError unless both are `made_by` one net at one image size. Other features cannot be compared."""

@@ -97,6 +97,9 @@ class Gallery(contextlib.AbstractContextManager):
             self._file.execute("ROLLBACK")
             raise
 
+    def __len__(self) -> int:
+        return self._file.execute("SELECT count(*) FROM image").fetchone()[0]
+
     def stamps(self) -> dict[str, Stamp]:
         """Of each image that is there, by its path."""
         rows = self._file.execute("SELECT path, bytes, mtime_ns FROM image")

@@ -128,11 +128,8 @@ def rows(
     """The matches as rows under HEADER; an unknown camera is None, another unknown text "", as an absent decision."""
     for path, matches in zip(query.path, lists, strict=True):
         for rank, match in enumerate(matches, start=1):
-            row = match.row
-            camid = None if gallery.camid[row] < 0 else int(gallery.camid[row])
             decision = ("same" if match.similarity > threshold.value else "different") if threshold else ""
-            labels = str(gallery.pid[row]), camid, str(gallery.domain[row]), decision
-            yield str(path), rank, float(match.similarity), str(gallery.path[row]), *labels
+            yield str(path), rank, float(match.similarity), *gallery.labels(match.row), decision
 
 
 def report(table: Iterable[tuple]) -> Iterator[str]:

@@ -61,18 +61,18 @@ def read_targets(config: ConfigDict) -> list[Record]:
     records = read(config, domains) if domains else []
     for domain in domains:
         own = [record for record in records if record.domain == domain]
-        domain_splits(config, domain, own)
+        splits, _ = domain_splits(config, domain, own)
         if config.eval.policy == "cross-camera" and any(record.camid < 0 for record in own):
             say(f"{domain}: the cameras of some images are unknown, so queries are compared within cameras too")
-        if domain in config.data.train_domains and _seen(config, own):
+        if domain in config.data.train_domains and _seen(config, own, splits):
             say(f"warning: {domain} was trained on, so its numbers are better than on people whom the net has not seen")
     return records
 
 
-def _seen(config: ConfigDict, records: Sequence[Record]) -> bool:
+def _seen(config: ConfigDict, records: Sequence[Record], splits: Sequence[QueryGallery]) -> bool:
     """Whether a domain's queries or gallery are of splits that train."""
-    split = query_gallery(records, config.eval.policy)
-    return any(records[row].split in config.data.train_splits for rows in split[:2] for row in rows.tolist())
+    rows = {row for split in splits for part in split[:2] for row in part.tolist()}
+    return any(records[row].split in config.data.train_splits for row in rows)
 
 
 def domain_splits(config: ConfigDict, domain: str, records: Sequence[Record]) -> tuple[list[QueryGallery], str]:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from metabin_jax.evaluation.protocol import CameraPolicy
 from metabin_jax.models import ReID, create, load_torch
-from metabin_jax.models.weights.recognition import recognise
+from metabin_jax.models.weights.recognition import Net, recognise
+from metabin_jax.models.weights.torch_files import Arrays
 from metabin_jax.runtime.compilation import use_compilation_cache
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training.build import checked, model_of
@@ -98,12 +99,18 @@ def own_config(model: str | Path) -> ConfigDict:
     path = Path(model).expanduser()
     if not path.is_file():
         return read_config(path)
-    net, _ = recognise(path)
+    net, _ = _recognised(path, path.stat().st_mtime_ns)
     config = metabin()
     config.method, config.init = net.norm, str(path.absolute())
     config.model.name, config.model.dtype = net.name, "float32"
     config.data.height, config.data.width = SIZE
     return config
+
+
+@functools.lru_cache(maxsize=1)
+def _recognised(file: Path, changed: int) -> tuple[Net, Arrays]:
+    """A command asks for the net, for its config and for its weights. changed: the file's time, for the cache alone."""
+    return recognise(file)
 
 
 def trained_domains(model: str | Path) -> set[str]:
@@ -119,7 +126,7 @@ def beside(model: str | Path, name: str) -> Path:
 
 def _net_of(file: Path, config: ConfigDict) -> tuple[ReID, dict[str, Any]]:
     """The model of a file of weights, and its variables."""
-    net, arrays = recognise(file)
+    net, arrays = _recognised(file, file.stat().st_mtime_ns)
     dtype = jnp.dtype(config.model.dtype)
     model = create(net.name, net.num_classes, net.norm, dtype, neck=net.neck, **net.settings)
     shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, *SIZE, 3)), train=False), jax.random.key(0))

@@ -32,10 +32,7 @@ def recognise(path_or_state_dict: str | Path | Mapping[str, Any]) -> tuple[Net, 
 
     Raises as `load_torch`, and UserError if the net is of a known project but of a size or variant that we do not have.
     """
-    if isinstance(path_or_state_dict, Mapping):
-        source, arrays = "the state dict", torch_files.state_dict(path_or_state_dict, "the state dict")
-    else:
-        source, arrays = str(path_or_state_dict), torch_files.read(path_or_state_dict)
+    source, arrays = torch_files.arrays_of(path_or_state_dict)
     layout, theirs = torch_layouts.translated(arrays, source)
     shapes = {ours: arrays[name].shape for ours, name in theirs.items()}
     if foreign := _foreign(layout, shapes):

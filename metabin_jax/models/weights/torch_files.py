@@ -39,6 +39,13 @@ def read(path: str | Path) -> Arrays:
     return state_dict(_safetensors(path) if path.suffix == ".safetensors" else _torch(path), str(path))
 
 
+def arrays_of(path_or_state_dict: str | Path | Mapping[str, Any]) -> tuple[str, Arrays]:
+    """What to call a file or a state dict in an error, and its arrays. Raises as `read` and `state_dict`."""
+    if isinstance(path_or_state_dict, Mapping):
+        return "the state dict", state_dict(path_or_state_dict, "the state dict")
+    return str(path_or_state_dict), read(path_or_state_dict)
+
+
 def state_dict(content: Any, source: str) -> Arrays:
     """The state dict in `content`: a mapping of names to arrays, or a checkpoint that has one under one of WRAPPERS.
 

@@ -82,12 +82,7 @@ def load_torch(
     Returns the variables with the file's values as NumPy arrays, and the report. Raises FileNotFoundError, and
     UserError if the file cannot be read, is of no known project, or does not match (names both sides).
     """
-    if isinstance(path_or_state_dict, Mapping):
-        source = "the state dict"
-        arrays = torch_files.state_dict(path_or_state_dict, source)
-    else:
-        source = str(path_or_state_dict)
-        arrays = torch_files.read(path_or_state_dict)
+    source, arrays = torch_files.arrays_of(path_or_state_dict)
     layout, theirs = torch_layouts.translated(arrays, source)
     ours = flatten_dict(dict(variables), sep="/")
     if _net_of(ours) != layout.net:
