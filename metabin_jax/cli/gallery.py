@@ -4,7 +4,7 @@ import argparse
 import collections
 import sys
 
-from metabin_jax.cli.options import FEATURES, IMAGES, MODEL, SIZE, check_table, command, option, output
+from metabin_jax.cli.options import FEATURES, MODEL_OF_IMAGES, SIZE, check_table, command, option, output
 from metabin_jax.cli.retrieval import left_out, threshold_option
 from metabin_jax.runtime.errors import UserError, few, printable
 
@@ -12,29 +12,36 @@ FILE = option("file", metavar="FILE.db", help="the gallery")
 TABLE = "a .csv, .json or .parquet file, instead of printing"
 
 
-@command(FILE, option("path", metavar="IMAGES", help=IMAGES), MODEL, SIZE)
+@command(FILE, option("path", metavar="IMAGES", help=FEATURES), MODEL_OF_IMAGES, SIZE)
 def add(options: argparse.Namespace) -> int:
-    """Add images to a gallery, or make one.
+    """Add images, or what a file of features holds, to a gallery, or make one.
 
     Images that are there and whose files have not changed are skipped; labels that the names or a CSV give are set all
     the same. A changed file is embedded again. The same command resumes a stopped one, and several may run at a time.
 
-    example:
+    examples:
       metabin gallery add people.db pictures --model=runs/mine
+      metabin gallery add people.db gallery.npz
     """
+    from metabin_jax.cli.retrieval import is_images, load_features, load_model
     from metabin_jax.retrieval.encoder import embed_batchwise
-    from metabin_jax.retrieval.gallery import Gallery, stamp
+    from metabin_jax.retrieval.gallery import UNKNOWN, Gallery, stamp
     from metabin_jax.retrieval.listing import list_images
     from metabin_jax.runtime.files import check_writable
-    from metabin_jax.training import trained
 
     check_writable(options.file)
+    run = load_model(options, options.path)
+    if run is None or not is_images(options.path):
+        features, _ = load_features(options.path, run)
+        with Gallery(options.file, features.made_by) as gallery:
+            count = gallery.add([features], {path: stamp(path, options.path) for path in features.path.tolist()})
+            print(f"{count:,} images added: {options.file} has {len(gallery):,}")
+        return 0
     images = list_images(options.path)
-    run = trained.load(options.model, size=options.size)
     with Gallery(options.file, run.made_by) as gallery:
         before = gallery.stamps()
-        stamps = {image.path: now for image in images if (now := stamp(image.path))}
-        todo = [image for image in images if image.path not in stamps or before.get(image.path) != stamps[image.path]]
+        stamps = {image.path: stamp(image.path) for image in images}
+        todo = [i for i in images if stamps[i.path] == UNKNOWN or before.get(i.path) != stamps[i.path]]
         broken: list[str] = []
         count = gallery.add(embed_batchwise(run, todo, broken), stamps) if todo else 0
         added = {image.path for image in todo}

@@ -118,7 +118,7 @@ def search(options: argparse.Namespace) -> int:
     if threshold and run:
         threshold.check(run.made_by)
     # Files first: what is wrong with them shows before anything is embedded.
-    sources = sorted({*options.gallery, options.query}, key=lambda source: (_is_images(source), source))
+    sources = sorted({*options.gallery, options.query}, key=lambda source: (is_images(source), source))
     found = {source: load_features(source, run) for source in sources}
     query, first = found[options.query][0], found[options.gallery[0]][0]
     for source in options.gallery[1:]:
@@ -175,7 +175,7 @@ def calibrate(options: argparse.Namespace) -> int:
     from metabin_jax.retrieval.calibrate import calibrate
     from metabin_jax.retrieval.search import false_matches
     from metabin_jax.runtime.files import write_json
-    from metabin_jax.training import trained
+    from metabin_jax.training.evaluate import warn_of_trained
 
     if options.far and options.far_per_query:
         raise UserError("--far and --far-per-query are two ways to say one thing: give one of them")
@@ -187,9 +187,9 @@ def calibrate(options: argparse.Namespace) -> int:
         raise UserError(
             f"--far-per-query={options.far_per_query:g} is every image of a gallery of {size:,}: ask for less"
         )
-    if seen := trained.trained_domains(features.made_by["run"]) & set(features.domain.tolist()):
-        words = "was trained on, so its rates are better than on people whom the net has not seen"
-        print(printable(f"warning: {', '.join(sorted(seen))} {words}"), file=sys.stderr)
+    columns = (features.path, features.domain, features.pid)
+    known = [image for image in zip(*(column.tolist() for column in columns), strict=True) if image[2]]
+    warn_of_trained(Path(features.made_by["run"]), known)
     result = calibrate(features, far)
     write_json(output, dataclasses.asdict(result))
     print(f"{result}\n{false_matches((result.far, *result.far_interval), size)}\nthe threshold is in {output}")
@@ -199,13 +199,13 @@ def calibrate(options: argparse.Namespace) -> int:
 def load_model(options: argparse.Namespace, *sources: str) -> "Trained | None":
     from metabin_jax.training import trained
 
-    images = [source for source in sources if _is_images(source)]
+    images = [source for source in sources if is_images(source)]
     if images and not options.model:
         raise UserError(f"{images[0]} is not a feature file: --model=RUN names the run that embeds it")
     return trained.load(options.model, size=options.size) if options.model else None
 
 
-def _is_images(source: str) -> bool:
+def is_images(source: str) -> bool:
     from metabin_jax.retrieval import features, gallery
 
     return Path(source).suffix not in (*features.SUFFIXES, gallery.SUFFIX)
@@ -217,7 +217,7 @@ def load_features(source: str, run: "Trained | None") -> tuple["Features", int]:
     from metabin_jax.retrieval.encoder import embed_images
     from metabin_jax.retrieval.listing import list_images
 
-    if run is None or not _is_images(source):
+    if run is None or not is_images(source):
         if Path(source).suffix == gallery.SUFFIX:
             with gallery.Gallery(source) as file:
                 found = file.features()

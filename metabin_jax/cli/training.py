@@ -99,6 +99,12 @@ def report(options: argparse.Namespace) -> None:
 @command(
     MODEL,
     option("--to", required=True, metavar="FORMAT", help="stablehlo, onnx, tflite or tflite-int8"),
+    option(
+        "--layout",
+        default="nhwc-uint8",
+        choices=("nhwc-uint8", "nchw-float"),
+        help="of the input; nchw-float is for --to=onnx and for programs that feed normalised float32 [N, 3, H, W]",
+    ),
     *output("the exported file", required=True),
     FIELDS,
 )
@@ -111,8 +117,9 @@ def export(options: argparse.Namespace) -> None:
       tflite          for LiteRT (TensorFlow Lite); needs ai-edge-litert and litert-converter
       tflite-int8     tflite with convolutions in int8, calibrated on the images below; needs litert-quantizer too
 
-    Input `image`: uint8 RGB [N, H, W, 3] at the size of the training, any N. Output `embedding`: float32 [N, D] of
-    length 1, the feature after BNNeck. Norm layers whose rho is 1 in every channel are part of their convolution.
+    Input `image`: uint8 RGB [N, H, W, 3] at the size of the training, any N, unless --layout says otherwise. Output
+    `embedding`: float32 [N, D] of length 1, the feature after BNNeck. Norm layers whose rho is 1 in every channel are
+    part of their convolution.
 
     The file is run on the images of config.data.eval_domains, or on synthetic people if that is empty. A difference
     from JAX above 1e-4 (tflite-int8: 0.1) in an embedding fails and leaves no file.
@@ -124,7 +131,7 @@ def export(options: argparse.Namespace) -> None:
     output = check_output(options)
     from metabin_jax.export import export
 
-    step, trials = export(config, options.model, options.to, output)
+    step, trials = export(config, options.model, options.to, output, options.layout)
     for trial in trials:
         before, after = 100 * trial.mAP_jax, 100 * trial.mAP_file
         print(

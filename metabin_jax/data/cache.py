@@ -1,5 +1,6 @@
 """Images decoded once into a memory-mapped array of resized uint8, which has a checksum per block."""
 
+import contextlib
 import hashlib
 import io
 import math
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metabin_jax.data.records import Record
 from metabin_jax.runtime.devices import say
-from metabin_jax.runtime.errors import UserError, few
+from metabin_jax.runtime.errors import UserError, few, needs
 from metabin_jax.runtime.files import whole
 from metabin_jax.runtime.progress import Progress
 
@@ -116,8 +117,24 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 def upright(file: str | os.PathLike | IO[bytes]) -> Image.Image:
     """`in_rgb` of an image file. Raises what PIL raises for a broken one, and as `in_rgb`."""
-    with Image.open(file) as image:
+    try:
+        opened = Image.open(file)
+    except UnidentifiedImageError:
+        if not _is_heif(file):
+            raise
+        needs("an image of the format HEIF", "heif", "pillow_heif")
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        opened = Image.open(file)
+    with opened as image:
         return in_rgb(image)
+
+
+def _is_heif(file: str | os.PathLike | IO[bytes]) -> bool:
+    with open(file, "rb") if isinstance(file, str | os.PathLike) else contextlib.nullcontext(file) as content:
+        content.seek(4)
+        return content.read(4) == b"ftyp"
 
 
 def in_rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from metabin_jax.runtime.errors import UserError
 SPLITS = ("train", "query", "gallery", "all")
 # Domain folder -> split; "." is the domain folder itself.
 SPLIT_FOLDERS = {".": "all", "bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 MOST_DIGITS = 18  # of a number: int64 holds them all
 JUNK_PID = "-1"  # Market-1501's mark for badly detected boxes
 MARKET_NAME = re.compile(rf"({JUNK_PID}|\d+)_c(\d+)")

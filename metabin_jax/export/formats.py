@@ -1,9 +1,11 @@
 """The formats of an exported net: how to write its file and how to load it.
 
-In every format the input `image` is uint8 RGB [N, H, W, 3] and the output `embedding` is float32 [N, D], for any N.
+In every format the input `image` is uint8 RGB [N, H, W, 3] and the output `embedding` is float32 [N, D], for any N. In
+the other layout of ONNX the input is float32 RGB [N, 3, H, W], divided by 255 and normalised by ImageNet's moments.
 """
 
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import numpy as np
 from jax import export
 from numpy.typing import NDArray
 
+from metabin_jax.data.augment import normalise
 from metabin_jax.export.inference import embedder
 
 Images = NDArray[np.uint8]
@@ -55,11 +58,12 @@ def load_stablehlo(path: Path) -> Embed:
     return lambda image_NHWC: np.asarray(embed(image_NHWC))
 
 
-def write_onnx(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
+def write_onnx(model: nn.Module, variables: dict, image_NHWC: Images, nchw_float: bool = False) -> bytes:
     from metabin_jax.export.onnx_graph import onnx_model
 
     height, width = image_NHWC.shape[1:3]
-    return onnx_model(embedder(model, variables, height, width, library=True), height, width).SerializeToString()
+    embed = embedder(model, variables, height, width, library=True, normalised=nchw_float)
+    return onnx_model(embed, height, width, nchw_float).SerializeToString()
 
 
 def label_onnx(content: bytes, facts: dict[str, str]) -> bytes:
@@ -74,7 +78,12 @@ def load_onnx(path: Path) -> Embed:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image_NHWC: session.run(["embedding"], {"image": image_NHWC})[0]
+    return lambda image: session.run(["embedding"], {"image": image})[0]
+
+
+def load_onnx_nchw_float(path: Path) -> Embed:
+    embed = load_onnx(path)
+    return lambda image_NHWC: embed(np.asarray(normalise(jnp.asarray(image_NHWC))).transpose(0, 3, 1, 2))
 
 
 def write_tflite(model: nn.Module, variables: dict, image_NHWC: Images) -> bytes:
@@ -156,4 +165,12 @@ FORMATS = {
     "onnx": Format(write_onnx, load_onnx, 1e-4, ("onnx", "onnxruntime"), label=label_onnx),
     "tflite": Format(write_tflite, load_tflite, 1e-4, LITERT, "tflite", _CONVERTER),
     "tflite-int8": Format(write_tflite_int8, load_tflite, 0.1, (*LITERT, "litert_quantizer"), "tflite", _CONVERTER),
+}
+LAYOUTS = {
+    "nhwc-uint8": FORMATS,
+    "nchw-float": {
+        "onnx": FORMATS["onnx"]._replace(
+            write=functools.partial(write_onnx, nchw_float=True), load=load_onnx_nchw_float
+        )
+    },
 }

@@ -27,12 +27,13 @@ CONVOLUTIONS = (Conv, DepthwiseConv)
 
 
 def embedder(
-    model: nn.Module, variables: dict, height: int, width: int, library: bool = False
+    model: nn.Module, variables: dict, height: int, width: int, library: bool = False, normalised: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
     """The net as one function: uint8 RGB [N, height, width, 3] -> float32 [N, D], each row of length 1.
 
     library: every convolution is the library's, one operation that converters know. Otherwise each is computed as in
-    the net, which is faster. The weights are constants of the function.
+    the net, which is faster. normalised: it takes float32 as `data.augment.normalise` returns it instead of uint8. The
+    weights are constants of the function.
     """
     layers, convolution_before = _norm_layers(model, variables, height, width)
     params = flatten_dict(jax.tree.map(np.asarray, variables["params"]))
@@ -56,7 +57,8 @@ def embedder(
 
     def embed(image_NHWC: jax.Array) -> jax.Array:
         with nn.intercept_methods(evaluate):
-            outputs: Any = model.apply(reduced, normalise(image_NHWC), train=False)
+            x_NHWC = image_NHWC if normalised else normalise(image_NHWC)
+            outputs: Any = model.apply(reduced, x_NHWC, train=False)
         _, embedding_ND, _ = outputs
         length_N1 = jnp.sqrt(jnp.square(embedding_ND).sum(1, keepdims=True))
         return embedding_ND / length_N1

@@ -24,19 +24,25 @@ OPSET, IR_VERSION = 18, 8
 Value = np.ndarray | str  # a constant in JAX's layout, or the name of an array in ONNX's
 
 
-def onnx_model(embed: Callable[[jax.Array], jax.Array], height: int, width: int) -> onnx.ModelProto:
+def onnx_model(
+    embed: Callable[[jax.Array], jax.Array], height: int, width: int, nchw_float: bool = False
+) -> onnx.ModelProto:
     """`embed` (uint8 [N, height, width, 3] -> float32 [N, D]) with the input `image` and the output `embedding`.
 
+    nchw_float: `embed` takes float32, and the file's input is float32 [N, 3, height, width].
     Raises NotImplementedError for a JAX primitive that has no rule here.
     """
     (batch,) = symbolic_shape("batch")
-    closed = jax.make_jaxpr(embed)(jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8))
+    dtype = jnp.float32 if nchw_float else jnp.uint8
+    closed = jax.make_jaxpr(embed)(jax.ShapeDtypeStruct((batch, height, width, 3), dtype))
     output: Any = closed.jaxpr.outvars[0].aval
     graph = _Graph()
-    image = graph.node("Transpose", "image", perm=NCHW)
+    image = "image" if nchw_float else graph.node("Transpose", "image", perm=NCHW)
     (embedding,) = graph.run(closed.jaxpr, closed.consts, [image])
     graph.nodes.append(helper.make_node("Identity", [graph.name(embedding)], ["embedding"]))
-    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])]
+    shape: list[Any] = ["batch", 3, height, width] if nchw_float else ["batch", height, width, 3]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    inputs = [helper.make_tensor_value_info("image", element, shape)]
     outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", output.shape[1]])]
     whole = helper.make_graph(graph.nodes, "metabin_jax", inputs, outputs, graph.constants)
     opset = helper.make_opsetid("", OPSET)

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.data import synthetic
+from metabin_jax.data.augment import MEAN, STD
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation import embed, query_gallery, retrieval_metrics
 from metabin_jax.evaluation.protocol import CameraPolicy, QueryGallery
-from metabin_jax.export.formats import FORMATS, Embed
+from metabin_jax.export.formats import FORMATS, LAYOUTS, Embed
 from metabin_jax.runtime.devices import say
 from metabin_jax.runtime.errors import UserError, needs
 from metabin_jax.runtime.files import check_writable, whole
@@ -43,17 +44,22 @@ class Domain(NamedTuple):
     split: QueryGallery
 
 
-def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tuple[int, list[Trial]]:
+def export(
+    config: Any, workdir: str | Path, to: str, output: str | Path, layout: str = "nhwc-uint8"
+) -> tuple[int, list[Trial]]:
     """Writes the selected checkpoint of `workdir` to the file `output`; returns its step and the trials it passed.
 
-    config: as `training.trained.load` takes it. The file computes in float32, also if the net was trained in bfloat16.
+    config: as `training.trained.load` takes it. layout: of the file's input, one of LAYOUTS.
+    The file computes in float32, also if the net was trained in bfloat16.
     It is loaded again and compared with JAX on every domain that the config evaluates on, or on synthetic people. It
     takes its name only if all embeddings agree to within FORMATS[to].tolerance. Raises UserError or an OSError, and
     leaves no file then.
     """
     if to not in FORMATS:
         raise UserError(f"--to must be one of {', '.join(FORMATS)}; got {to!r}")
-    form = FORMATS[to]
+    if to not in LAYOUTS[layout]:
+        raise UserError(f"--layout={layout} is for --to={' or '.join(LAYOUTS[layout])}; got --to={to}")
+    form = LAYOUTS[layout][to]
     needs(f"--to={to}", form.extra, *form.needs, otherwise=form.otherwise)
     output = check_writable(output)
     with whole(output) as temporary:
@@ -62,7 +68,7 @@ def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tup
         # Otherwise GPUs and TPUs multiply in fewer bits, here and in a stablehlo file.
         with jax.default_matmul_precision("highest"):
             content = form.write(model, variables, domains[0].image_NHWC)
-            temporary.write_bytes(form.label(content, facts(run)) if form.label else content)
+            temporary.write_bytes(form.label(content, facts(run, layout)) if form.label else content)
             exported = form.load(temporary)
             trials = [_try(exported, embed(model, variables, d.image_NHWC, BATCH), d) for d in domains]
         difference = max((trial.difference for trial in trials), key=lambda d: (np.isnan(d), d))
@@ -74,13 +80,18 @@ def export(config: Any, workdir: str | Path, to: str, output: str | Path) -> tup
     return run.step, trials
 
 
-def facts(run: Trained) -> dict[str, str]:
+def facts(run: Trained, layout: str) -> dict[str, str]:
     """What somebody who has only the file must know."""
     height, width = run.size
+    pixels = {
+        "nhwc-uint8": (f"uint8 RGB [N, {height}, {width}, 3]", "inside"),
+        "nchw-float": (f"float32 RGB [N, 3, {height}, {width}]", f"before: (pixel / 255 - {list(MEAN)}) / {list(STD)}"),
+    }
+    image, normalisation = pixels[layout]
     return {
-        "input": f"image: uint8 RGB [N, {height}, {width}, 3]",
+        "input": f"image: {image}",
         "resizing": "bicubic with antialiasing (Pillow's BICUBIC), aspect ratio not kept",
-        "normalisation": "inside",
+        "normalisation": normalisation,
         "output": "embedding: float32 [N, D], rows of length 1; their product is the cosine similarity",
         "model": f"{run.config.method}, {run.config.model.name}",
         "run": run.workdir.name,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metabin_jax.data.cache import Picture, decode_image
+from metabin_jax.data.cache import Picture, decode_image, fault
 from metabin_jax.evaluation.distances import unit_length
 from metabin_jax.evaluation.embedding import embed_batches
 from metabin_jax.retrieval.features import Features, join
@@ -92,14 +92,14 @@ def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list
 
 
 def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -> Iterator[Features]:
-    """Yields the features of one batch of images after the other; adds the paths that cannot be read to `broken`."""
+    """Yields the features of one batch after the other; adds what cannot be read, as `fault` names it, to `broken`."""
     rows: list[int] = []
     done, batch_size = 0, min(run.batch_size, len(images))
     with Progress("embedding", len(images)) as progress:
         for feature_ND in _features(run, [image.path for image in images], batch_size, rows):
             batch = images[done : done + len(feature_ND)]
             kept = ~np.isin(np.arange(done, done + len(batch)), rows)
-            broken += [image.path for image, is_kept in zip(batch, kept, strict=True) if not is_kept]
+            broken += [_named(image.path, run.size) for image, is_kept in zip(batch, kept, strict=True) if not is_kept]
             path, pid, camid, domain = (np.array(column)[kept] for column in zip(*batch, strict=True))
             yield Features(path, feature_ND[kept], pid, camid, domain, run.made_by)
             done += len(batch)
@@ -107,6 +107,15 @@ def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -
                 progress.update(len(batch))
             else:  # the first batch waits for the compilation
                 progress.start_clock(len(batch))
+
+
+def _named(path: str, size: tuple[int, int]) -> str:
+    """A path that could not be read, with the reason if it is the user's to mend."""
+    try:
+        decode_image(path, size)
+    except Exception as error:
+        return fault(path, error)
+    return path
 
 
 def _features(

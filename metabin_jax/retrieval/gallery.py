@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS image (
 """
 
 Stamp = tuple[int, int]  # bytes and time of modification (ns) of an image file
+UNKNOWN: Stamp = (0, 0)
 
 
 class Named(NamedTuple):
@@ -182,10 +183,11 @@ class Identities:
         return found
 
 
-def stamp(path: str) -> Stamp | None:
-    """Of an image file; None if it cannot be read."""
+def stamp(path: str, before: str | Path | None = None) -> Stamp:
+    """Of an image file; UNKNOWN if it cannot be read, or was changed after the file `before`."""
     try:
         found = os.stat(path)
     except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
+        return UNKNOWN
+    is_later = before is not None and found.st_mtime_ns > os.stat(before).st_mtime_ns
+    return UNKNOWN if is_later else (found.st_size, found.st_mtime_ns)

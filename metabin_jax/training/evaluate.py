@@ -13,18 +13,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from metabin_jax.algorithm import TrainState
-from metabin_jax.data.records import Record
+from metabin_jax.data.records import Record, is_distractor
 from metabin_jax.data.sets.splits import split_source
 from metabin_jax.evaluation import QueryGallery, embed, protocols, query_gallery, retrieval_metrics, tables
 from metabin_jax.evaluation.protocol import target_splits
 from metabin_jax.evaluation.statistics import METRICS, summarise
 from metabin_jax.evaluation.targets import TargetResult, evaluate_target
 from metabin_jax.runtime.devices import say
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, few
 from metabin_jax.runtime.files import write_json, write_text
 from metabin_jax.training import trained
 from metabin_jax.training.build import Run, build_model, load_images, read
 from metabin_jax.training.trained import Trained, beside, own_config
+from metabin_jax.training.workdir import trained_on
 
 # The fields that can change what an evaluation of a trained run measures.
 MEASURED = (
@@ -61,18 +62,20 @@ def read_targets(config: ConfigDict) -> list[Record]:
     records = read(config, domains) if domains else []
     for domain in domains:
         own = [record for record in records if record.domain == domain]
-        splits, _ = domain_splits(config, domain, own)
+        domain_splits(config, domain, own)
         if config.eval.policy == "cross-camera" and any(record.camid < 0 for record in own):
             say(f"{domain}: the cameras of some images are unknown, so queries are compared within cameras too")
-        if domain in config.data.train_domains and _seen(config, own, splits):
-            say(f"warning: {domain} was trained on, so its numbers are better than on people whom the net has not seen")
     return records
 
 
-def _seen(config: ConfigDict, records: Sequence[Record], splits: Sequence[QueryGallery]) -> bool:
-    """Whether a domain's queries or gallery are of splits that train."""
-    rows = {row for split in splits for part in split[:2] for row in part.tolist()}
-    return any(records[row].split in config.data.train_splits for row in rows)
+def warn_of_trained(model: Path, images: Sequence[tuple[str, str, str]]) -> None:
+    """Says which identities of images (path, domain, pid) the run was trained on; nothing for a file of weights."""
+    for domain, pids in trained_on(model, images).items():
+        number = len({pid for _, own, pid in images if own == domain})
+        say(
+            f"warning: {len(pids):,} of {number:,} identities of {domain} were trained on ({few(pids)}), so its "
+            "numbers are better than on people whom the net has not seen"
+        )
 
 
 def domain_splits(config: ConfigDict, domain: str, records: Sequence[Record]) -> tuple[list[QueryGallery], str]:
@@ -143,6 +146,10 @@ def measure(
         rows = np.flatnonzero(domain_of_row == domain)
         own = [records[row] for row in rows.tolist()]
         splits, source = domain_splits(config, domain, own)
+        used = [own[row] for row in np.unique(np.concatenate([row for split in splits for row in split[:2]])).tolist()]
+        warn_of_trained(
+            run.workdir, [(record.path, domain, str(record.pid)) for record in used if not is_distractor(record)]
+        )
 
         def embed_rows(some: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
             return embed(run.model, run.variables, images, config.eval.batch_size, rows[some])

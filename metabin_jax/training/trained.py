@@ -113,11 +113,6 @@ def _recognised(file: Path, changed: int) -> tuple[Net, Arrays]:
     return recognise(file)
 
 
-def trained_domains(model: str | Path) -> set[str]:
-    """The names of the domains that a run was trained on; none for a file of weights or a run that is gone."""
-    return set(read_config(model).data.train_domains) if (Path(model) / "config.json").is_file() else set()
-
-
 def beside(model: str | Path, name: str) -> Path:
     """Where a result of this name belongs: in the workdir, or beside the file of weights under a name of its own."""
     path = Path(model).expanduser()

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,6 +86,33 @@ def _lines(config: ConfigDict, records: Sequence[Record]) -> list[str]:
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(line, records))
+
+
+def trained_on(workdir: Path, images: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """Domain -> its identities that the run in `workdir` was trained on, by images (path, domain, pid).
+
+    An identity was trained on if the training had it in a domain of this name, or had the very file under any name.
+    """
+    path, labels, contents = workdir / "records.txt", set(), set()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        domain, _, pid, _, _, size, checksum = line.split(r"\t")
+        labels.add((domain, pid))
+        contents.add((int(size), checksum))
+    sizes = {size for size, _ in contents} - {0}
+
+    def is_known(image: tuple[str, str, str]) -> bool:
+        file = Path(image[0])
+        return image[1:] in labels or (
+            file.is_file()
+            and (size := file.stat().st_size) in sizes
+            and (size, f"{zlib.crc32(file.read_bytes()):08x}") in contents
+        )
+
+    found: dict[str, dict[str, None]] = {}
+    for image in images:
+        if image[2] not in found.get(image[1], ()) and is_known(image):
+            found.setdefault(image[1], {})[image[2]] = None
+    return {domain: list(pids) for domain, pids in found.items()}
 
 
 @contextlib.contextmanager

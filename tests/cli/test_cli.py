@@ -350,7 +350,7 @@ def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
     status, out, err = run(capsys, "evaluate", f"--model={tmp_path}", "--config.data.eval_domains=mall")
     assert (
         status == 0
-        and err.startswith("warning: mall was trained on, so its numbers are better")
+        and err.startswith("warning: 2 of 2 identities of mall were trained on (0, 1), so its numbers are better")
         and err.count("\n") == 1
     )
     assert "\nmall    ours" in out

@@ -1,6 +1,8 @@
 """`metabin gallery` as people type it."""
 
 import csv
+import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +11,8 @@ from tiny_run import draw_folder
 
 from metabin_jax import cli
 from metabin_jax.retrieval.encoder import embed_images
+from metabin_jax.retrieval.features import read, write
+from metabin_jax.retrieval.gallery import Gallery
 from metabin_jax.retrieval.listing import list_images
 from metabin_jax.training import trained
 
@@ -78,12 +82,37 @@ def test_a_gallery_grows_and_answers(capsys, straight, pictures, tmp_path):
     assert "0 images" in run(capsys, "list", file).out
 
 
+def test_a_feature_file_is_added(capsys, straight, pictures, tmp_path):
+    """Images that were changed after it was written are embedded again when their folder is added, and only those."""
+    file, model, features = tmp_path / "g.db", f"--model={straight[0]}", tmp_path / "f.npz"
+    assert cli.main(["embed", str(pictures), model, f"--output={features}"]) == 0
+    capsys.readouterr()
+    changed, gone = sorted((pictures / "east").iterdir())[:2]
+    content = gone.read_bytes()
+    gone.unlink()
+    later = features.stat().st_mtime + 10
+    os.utime(changed, (later, later))
+    assert run(capsys, "add", file, features).out == f"16 images added: {file} has 16\n"
+    out, _ = run(capsys, "add", file, pictures, model)
+    assert out.startswith("1 images added, 14 unchanged ones skipped")
+    gone.write_bytes(content)
+    assert run(capsys, "add", file, pictures, model).out.startswith("1 images added, 15 unchanged ones skipped")
+    with Gallery(file) as gallery:
+        found = gallery.features()
+    whole = read(features)
+    assert np.array_equal(found.path, np.sort(whole.path))
+    np.testing.assert_allclose(found.feature, whole.feature[np.argsort(whole.path)], atol=1e-6)
+    other = dataclasses.replace(whole, made_by=whole.made_by | {"weights": "ab" * 32})
+    write(features, other)
+    assert "is of another model" in run(capsys, "add", file, features, status=2).err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: ACTION"),
         (["ad"], "invalid choice: 'ad'"),
-        (["add", "{dir}/g.db", "{pictures}"], "the following arguments are required: --model"),
+        (["add", "{dir}/g.db", "{pictures}"], "is not a feature file: --model=RUN names the run that embeds it"),
         (["add", "{dir}/g.db", "{pictures}", "--modle=x"], "there is no option '--modle': did you mean --model"),
         (["add", "{dir}/no/g.db", "{pictures}", "--model={run}"], "there is no folder"),
         (["list", "{dir}/g.db"], "g.db does not exist: metabin gallery add makes one"),

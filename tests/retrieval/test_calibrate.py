@@ -11,7 +11,6 @@ from metabin_jax.evaluation import thresholds, verification
 from metabin_jax.retrieval import calibrate as module
 from metabin_jax.retrieval import features, search
 from metabin_jax.retrieval.calibrate import calibrate
-from metabin_jax.training.config import metabin
 
 
 def people(ids=6, cameras=2, per_camera=2, domains=("north", "south"), noise=1.0):
@@ -168,19 +167,6 @@ def test_what_the_command_writes_is_what_search_reads(capsys, tmp_path):
     threshold = search.read_threshold(str(output))
     assert (threshold.value, threshold.made_by) == (result.threshold, MADE_BY)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "t.json"]
-
-
-def test_a_domain_that_was_trained_on_is_a_warning(capsys, tmp_path):
-    config = metabin()
-    config.data.train_domains = ("south", "west")
-    (tmp_path / "config.json").write_text(config.to_json())
-    for run, warned in ((tmp_path, True), (tmp_path / "gone", False)):
-        features.write(tmp_path / "f.npz", dataclasses.replace(people(), made_by=MADE_BY | {"run": str(run)}))
-        assert (
-            cli.main(["calibrate", f"{tmp_path}/f.npz", "--far=0.1", f"--output={tmp_path}/t.json", "--overwrite"]) == 0
-        )
-        err = capsys.readouterr().err
-        assert err.startswith("warning: south was trained on, so its rates are better") if warned else err == ""
 
 
 @pytest.mark.parametrize(("more", "far"), [((), 4.8 / 48), (("--gallery-size=96",), 4.8 / 96)])

@@ -18,7 +18,7 @@ from metabin_jax.retrieval.gallery import Gallery, Identities
 from metabin_jax.retrieval.listing import Listed
 from metabin_jax.runtime.errors import UserError
 
-ROWS, BATCH, WIDTH = 2_000, 50, 16
+ROWS, BATCH, WIDTH = 5_000, 50, 16
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_kills_lose_no_feature_and_repeat_none(undisturbed, tmp_path):
 
 
 def test_two_processes_may_add_at_a_time(undisturbed, tmp_path):
-    first, second = start(tmp_path / "g.db", 0, 1_200), start(tmp_path / "g.db", 800, ROWS)
+    first, second = start(tmp_path / "g.db", 0, 3_000), start(tmp_path / "g.db", 2_000, ROWS)
     for process in (first, second):
         assert process.communicate() == ("open\n", "") and process.returncode == 0
     assert content(tmp_path / "g.db") == undisturbed
