@@ -26,7 +26,7 @@ docs: $(VENV)/.installed-dev
 	rm -rf .cache/docs
 	mkdir -p .cache/docs
 	git ls-files -z '*.md' '*.png' '*.py' '*.ipynb' LICENSE CITATION.cff | xargs -0 cp --parents -t .cache/docs
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 fuzz: $(VENV)/.installed-dev
 	CASES=800 $(PY) -m pytest tests/properties

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import (
@@ -58,7 +59,7 @@ def train(options: argparse.Namespace) -> None:
     _print_results(train(config, options.workdir), options.workdir)
 
 
-@command(MODEL, DISTRIBUTED, FIELDS)
+@command(MODEL, SIZE, DISTRIBUTED, FIELDS)
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a run on the domains that its config names, or on others.
 
@@ -77,7 +78,7 @@ def evaluate(options: argparse.Namespace) -> None:
     _print_results(evaluate(config, options.model), options.model)
 
 
-@command(MODEL, *output("the page (default: report.html in RUN, FILE-report.html beside FILE)"), FIELDS)
+@command(MODEL, SIZE, *output("the page (default: report.html in RUN, FILE-report.html beside FILE)"), FIELDS)
 def report(options: argparse.Namespace) -> None:
     """Write one HTML page about a run: metrics, ranked lists, rho, training curves.
 
@@ -98,6 +99,7 @@ def report(options: argparse.Namespace) -> None:
 
 @command(
     MODEL,
+    SIZE,
     option("--to", required=True, metavar="FORMAT", help="stablehlo, onnx, tflite or tflite-int8"),
     option(
         "--layout",
@@ -259,7 +261,13 @@ def _config(options: argparse.Namespace) -> "ConfigDict":
 
     given = {name.removeprefix("config."): text for name, text in vars(options).items() if name.startswith("config.")}
     fields = {field: text for field, text in given.items() if text is not None}  # FIELD itself is None
-    return trained_config(options.model, fields) if "model" in options else load_config(options.config, fields)
+    if "model" not in options:
+        return load_config(options.config, fields)
+    if options.size:
+        if not Path(options.model).is_file():
+            raise UserError("--size is for files of weights; a run has config.data.height and config.data.width")
+        fields |= dict(zip(("data.height", "data.width"), map(str, options.size), strict=True))
+    return trained_config(options.model, fields)
 
 
 def _start(distributed: bool) -> None:

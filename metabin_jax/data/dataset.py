@@ -48,7 +48,7 @@ def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir:
 SOURCES = {
     "synthetic": Source(_list_synthetic, _draw_synthetic),
     "folder": Source(
-        lambda path, domains: read_csv(path) if str(path).endswith(".csv") else read_folder(path, domains)
+        lambda path, domains: read_csv(path) if str(path).lower().endswith(".csv") else read_folder(path, domains)
     ),
     "csv": Source(lambda path, domains: read_csv(path)),
     "prepared": Source(prepared.read, prepared.load_images),

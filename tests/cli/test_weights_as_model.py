@@ -76,7 +76,7 @@ def test_every_command_takes_the_file(weights, pictures, tmp_path, capsys, monke
     np.testing.assert_allclose(metabin_jax.Encoder.load(file, SIZE)(found.path), expected_ND, atol=1e-4)
 
     data = [f"--config.data.path={pictures}", f"--config.data.cache_dir={tmp_path}", "--config.data.eval_domains=west"]
-    data += [f"--config.data.height={SIZE[0]}", f"--config.data.width={SIZE[1]}", "--config.eval.batch_size=32"]
+    data += [size, "--config.eval.batch_size=32"]
     out = run("evaluate", f"--model={file}", *data)
     (written,) = file.parent.glob("*.json")
     assert written.name.startswith(f"{file.stem}-evaluation") and json.loads(written.read_text())["targets"].keys() == {
@@ -93,7 +93,7 @@ def test_export(pictures, tmp_path, capsys):
     pytest.importorskip("onnx", reason="the export needs onnx")
     torch.save(projects.randomise(reid_nets.OSNet(0.25)).state_dict(), tmp_path / "osnet.pth")
     options = [f"--model={tmp_path}/osnet.pth", "--to=onnx", f"--output={tmp_path}/osnet.onnx"]
-    assert cli.main(["export", *options, "--config.data.height=64", "--config.data.width=32"]) == 0
+    assert cli.main(["export", *options, "--size=64x32"]) == 0
     assert (tmp_path / "osnet.onnx").is_file()
 
 
@@ -119,3 +119,14 @@ def test_a_run_has_a_size_of_its_own(straight, pictures, tmp_path, capsys):
     output = f"--output={tmp_path}/f.npz"
     assert cli.main(["embed", str(pictures), f"--model={straight[0]}", output, "--size=64x32"]) == 2
     assert "--size is for files of weights: the run in" in capsys.readouterr().err
+    assert cli.main(["evaluate", f"--model={straight[0]}", "--size=64x32"]) == 2
+    assert "--size is for files of weights; a run has config.data.height" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_their_file(pictures, tmp_path, capsys):
+    state = reid_nets.OSNet(0.25).state_dict()
+    state["fc.0.weight"][0, 0] = np.nan
+    torch.save(state, tmp_path / "osnet.pth")
+    assert cli.main(["embed", str(pictures), f"--model={tmp_path}/osnet.pth", f"--output={tmp_path}/f.npz"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"metabin embed: {tmp_path}/osnet.pth ") and "finite" in err and err.count("\n") == 1

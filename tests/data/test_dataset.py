@@ -53,6 +53,9 @@ def test_a_manifest_is_read_in_the_order_asked_for(folder):
     manifest = folder / "all.csv"
     manifest.write_text("\n".join(["path,pid,camid,domain", *rows]))
     records = dataset.read("csv", str(manifest), ("b", "a"))
+    shouting = manifest.rename(folder / "ALL.CSV")
+    assert dataset.read("folder", str(shouting), ("b", "a")) == records
+    shouting.rename(manifest)
     assert [r.domain for r in records] == ["b"] * 8 + ["a"] * 8
     with pytest.raises(ValueError, match="no domain 'z' in the data, which has a, b, c"):
         dataset.read("csv", str(manifest), ("a", "z"))

@@ -21,7 +21,7 @@ def deployed(folder, tmp_path):
     nets = pytest.importorskip("torch_reid_nets")
     torch.save(nets.OSNet(0.25).state_dict(), tmp_path / "osnet.pth")
     scope = {"file": str(tmp_path / "osnet.onnx"), "paths": sorted(folder.rglob("*.png"))}
-    size = ["--config.data.height=64", "--config.data.width=32"]
+    size = ["--size=64x32"]
     assert cli.main(["export", f"--model={tmp_path}/osnet.pth", "--to=onnx", f"--output={scope['file']}", *size]) == 0
     yield scope
     expected = metabin_jax.Encoder.load(tmp_path / "osnet.pth", (64, 32))(scope["paths"][:2])

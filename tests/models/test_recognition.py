@@ -184,7 +184,7 @@ def test_prefixes_are_taken_off(prefix):
 def test_a_net_of_another_size_is_refused_in_a_sentence():
     state = reid_nets.torchreid_resnet().state_dict()
     deeper = state | {f"layer3.6.{name[9:]}": value for name, value in state.items() if name.startswith("layer3.5.")}
-    with pytest.raises(UserError, match="the state dict holds a ResNet-50 of a size that is not supported"):
+    with pytest.raises(UserError, match="the state dict holds ResNet-50 in a size that is not supported"):
         recognise(deeper)
 
 
@@ -203,8 +203,8 @@ def resnet_with(**changes):
             lambda: resnet_with(layer1_2_IN_weight=torch.ones(256)),
             r"variant of ResNet-50 .*, with layer1\.2\.IN\.weight",
         ),
-        (lambda: resnet_with(layer1_0_conv2_weight=torch.ones(128, 4, 3, 3)), "a ResNet-50 of a size that is not"),
-        (lambda: reid_nets.OSNet(0.5, ibn=True).state_dict(), "a OSNet of a size that is not supported"),
+        (lambda: resnet_with(layer1_0_conv2_weight=torch.ones(128, 4, 3, 3)), "holds ResNet-50 in a size that is not"),
+        (lambda: reid_nets.OSNet(0.5, ibn=True).state_dict(), "holds OSNet in a size that is not supported"),
     ],
     ids=["fc512", "IBN-b", "ResNeXt", "narrow OSNet-IBN"],
 )

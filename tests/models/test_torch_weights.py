@@ -233,7 +233,7 @@ def released(**changes):
     ("state", "norm", "message"),
     [
         (lambda: {"a.weight": torch.ones(1)}, "metabin", "the names of no known project (a.weight); known are"),
-        (lambda: projects.ResNet().state_dict(), "metabin", "holds a ResNet-50, but the model is another net"),
+        (lambda: projects.ResNet().state_dict(), "metabin", "holds ResNet-50, but the model is another net"),
         (lambda: without(released(), "backbone.layer1.bn.gate"), "metabin", "missing in the file (rho/backbone/stem_"),
         (lambda: without(released(), "heads.classifier_norm.weight"), "metabin", "missing in the file (params/bnneck"),
         (lambda: released(**{"heads.classifier_norm.bias": torch.ones(32)}), "metabin", "norm.bias [32])"),

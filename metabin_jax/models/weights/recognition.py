@@ -42,7 +42,7 @@ def recognise(path_or_state_dict: str | Path | Mapping[str, Any]) -> tuple[Net, 
         )
     name = _name(layout, shapes)
     if not name:
-        raise UserError(f"{source} holds a {layout.net} of a size that is not supported: choose another file")
+        raise UserError(f"{source} holds {layout.net} in a size that is not supported: choose another file")
     num_classes, *_ = shapes.get("classifier.weight", (1,))
     return Net(name, num_classes, _norm(shapes), "bnneck.weight" in shapes, _settings(layout, theirs)), arrays
 

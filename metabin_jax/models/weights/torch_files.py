@@ -16,13 +16,20 @@ from metabin_jax.runtime.errors import UserError, first_line, needs
 
 Arrays = dict[str, np.ndarray]
 
+
+class StateDict(Arrays):
+    """Names and arrays. source: what an error calls it."""
+
+    source = "the state dict"
+
+
 # Keys of the state dict in checkpoints of whole trainings.
 WRAPPERS = ("model", "state_dict", "net", "teacher")
 # Of the names in a state dict: of DataParallel, of torch.compile, and of nets that are a field of another one.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def read(path: str | Path) -> Arrays:
+def read(path: str | Path) -> StateDict:
     """The state dict of a file, without PREFIXES.
 
     The package safetensors reads `.safetensors`. `torch.load(weights_only=True)` reads all other files. It accepts
@@ -39,14 +46,16 @@ def read(path: str | Path) -> Arrays:
     return state_dict(_safetensors(path) if path.suffix == ".safetensors" else _torch(path), str(path))
 
 
-def arrays_of(path_or_state_dict: str | Path | Mapping[str, Any]) -> tuple[str, Arrays]:
+def arrays_of(path_or_state_dict: str | Path | Mapping[str, Any]) -> tuple[str, StateDict]:
     """What to call a file or a state dict in an error, and its arrays. Raises as `read` and `state_dict`."""
+    if isinstance(path_or_state_dict, StateDict):
+        return path_or_state_dict.source, path_or_state_dict
     if isinstance(path_or_state_dict, Mapping):
-        return "the state dict", state_dict(path_or_state_dict, "the state dict")
+        return StateDict.source, state_dict(path_or_state_dict, StateDict.source)
     return str(path_or_state_dict), read(path_or_state_dict)
 
 
-def state_dict(content: Any, source: str) -> Arrays:
+def state_dict(content: Any, source: str) -> StateDict:
     """The state dict in `content`: a mapping of names to arrays, or a checkpoint that has one under one of WRAPPERS.
 
     Raises UserError, which names `source`, for anything else.
@@ -62,7 +71,9 @@ def state_dict(content: Any, source: str) -> Arrays:
     length = 0
     while prefix := next((p for p in PREFIXES if all(name.startswith(p, length) for name in content)), ""):
         length += len(prefix)
-    return {name[length:]: _array(value, f"{source} holds {name}") for name, value in content.items()}
+    arrays = StateDict({name[length:]: _array(value, f"{source} holds {name}") for name, value in content.items()})
+    arrays.source = source
+    return arrays
 
 
 def _array(value: Any, what: str) -> np.ndarray:

@@ -87,7 +87,7 @@ def load_torch(
     ours = flatten_dict(dict(variables), sep="/")
     if _net_of(ours) != layout.net:
         raise UserError(
-            f"{source} holds a {layout.net}, but the model is another net: choose another file"
+            f"{source} holds {layout.net}, but the model is another net: choose another file"
             f"{fitting(layout, theirs, arrays)}"
         )
     values = {translated: arrays[name] for translated, name in theirs.items()}
