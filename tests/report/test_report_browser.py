@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -173,9 +174,9 @@ def test_the_text_can_be_read(opened):
     for scheme in ("light", "dark"):
         page = opened(color_scheme=scheme)
         pairs = page.evaluate(
-            """[...document.querySelectorAll('p, a, td, th, b, button, figcaption, svg text, small')].map(e => {
+            """[...document.querySelectorAll('p, a, td, th, b, button, figcaption, svg text, small, .share')].map(e => {
               const style = getComputedStyle(e), svg = e.closest('svg');
-              const panel = getComputedStyle(e.closest('button') || svg || document.body);
+              const panel = getComputedStyle(e.closest('button, .share') || svg || document.body);
               return JSON.stringify([svg ? style.fill : style.color, panel.backgroundColor]);
             })"""
         )
@@ -187,6 +188,7 @@ def test_the_text_can_be_read(opened):
 
 
 def luminance(colour):
-    red_green_blue = np.array([float(part) for part in colour[4:-1].split(",")]) / 255
+    mixed = colour.startswith("color(srgb ")  # what color-mix gives
+    red_green_blue = np.array([float(part) for part in re.findall("[0-9.]+", colour)]) / (1 if mixed else 255)
     linear = np.where(red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]

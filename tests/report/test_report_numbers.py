@@ -154,6 +154,7 @@ def test_several_splits_are_averaged_and_the_first_is_shown():
     assert found.result.pairs.negative_B.sum() == 9  # of all pairs of the domain
     text = page.render(run_data([found]))
     assert "Of the first of 2 splits." in text and "and 1 unmatched" in text
+    assert "<strong>50.0 ± 70.7</strong><small>[" in text and "Below each mean ± deviation over the splits is" in text
 
 
 def test_scores_at_the_ends_have_a_bin():
