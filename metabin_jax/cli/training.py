@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -283,6 +284,7 @@ def _print_results(results: dict, workdir: str) -> None:
     if not is_first():
         return
     if results["targets"]:
+        from metabin_jax.evaluation import Verification
         from metabin_jax.evaluation.tables import console
 
         print(printable(console(results["benchmark"])))
@@ -291,16 +293,8 @@ def _print_results(results: dict, workdir: str) -> None:
         if unmatched:
             named = printable(few(unmatched, 3))
             print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
-        pairs = scores["verification"]
-        threshold = "n/a" if pairs["threshold"] is None else f"{pairs['threshold']:.3f}"
-        print(
-            f"{domain}: verification: TPR {_percent(pairs['tpr'])} at FAR {_percent(pairs['far'], 3)}, threshold "
-            f"{threshold} ({pairs['num_positive']:,} positive, {pairs['num_negative']:,} negative pairs)"
-        )
+        pairs: dict = {name: math.nan if value is None else value for name, value in scores["verification"].items()}
+        print(f"{domain}: verification: {Verification(**pairs)}")
     file = results["file"]
     files = f"{file} and {file.removesuffix('json')}md" if results["targets"] else f"and {file}"
     print(f"step {results['step']}; metrics, checkpoints, {files} are in {workdir}")
-
-
-def _percent(fraction: float | None, digits: int = 1) -> str:
-    return "n/a" if fraction is None else f"{100 * fraction:.{digits}f} %"

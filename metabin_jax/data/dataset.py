@@ -1,7 +1,9 @@
 """From a source of images to what a run trains on."""
 
 import dataclasses
+import functools
 import io
+import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import IO, Literal
 
@@ -22,10 +24,12 @@ class Source:
 
     read: (path, domains) -> the records; `domains` are those asked for (all if empty), and it may return more.
     images: (records, size, cache_dir) -> uint8 [n, H, W, 3]; by default the records' paths are decoded by the cache.
+    files: records -> (one of them -> what PIL opens of its image at the image's own size); by default its path.
     """
 
     read: Callable[[str, Sequence[str]], list[Record]]
     images: Callable[[Sequence[Record], tuple[int, int], str], np.ndarray] = cache.load_images
+    files: Callable[[Sequence[Record]], Callable[[Record], str | IO[bytes]]] = lambda _: operator.attrgetter("path")
 
 
 def _list_synthetic(identities: str, domains: Sequence[str]) -> list[Record]:
@@ -37,21 +41,23 @@ def _draw_synthetic(records: Sequence[Record], size: tuple[int, int], cache_dir:
     if not cache_dir:
         return np.stack([synthetic.draw_record(record, size) for record in records])
 
-    def drawn(record: Record) -> IO[bytes]:
-        Image.fromarray(synthetic.draw_record(record, size)).save(file := io.BytesIO(), "png", compress_level=0)
-        return file
-
+    drawn = functools.partial(_drawn, size=size)
     return cache.load_images(records, size, cache_dir, lambda record: f"{record.path}, {synthetic.DRAWING}", drawn)
+
+
+def _drawn(record: Record, size: tuple[int, int] = (160, 80)) -> IO[bytes]:
+    Image.fromarray(synthetic.draw_record(record, size)).save(file := io.BytesIO(), "png", compress_level=0)
+    return file
 
 
 # config.data.source -> how it is read. Add an entry to train and evaluate on a kind of data set of your own.
 SOURCES = {
-    "synthetic": Source(_list_synthetic, _draw_synthetic),
+    "synthetic": Source(_list_synthetic, _draw_synthetic, lambda _: _drawn),
     "folder": Source(
         lambda path, domains: read_csv(path) if str(path).lower().endswith(".csv") else read_folder(path, domains)
     ),
     "csv": Source(lambda path, domains: read_csv(path)),
-    "prepared": Source(prepared.read, prepared.load_images),
+    "prepared": Source(prepared.read, prepared.load_images, lambda records: prepared.stamp_and_file(records)[1]),
 }
 
 

@@ -36,10 +36,14 @@ class Verification:
     num_negative: int
 
     def __str__(self) -> str:
-        values = (self.tpr, self.far, self.threshold)
-        tpr, far, threshold = ("n/a" if np.isnan(value) else f"{value:.4g}" for value in values)
-        pairs = f"{self.num_positive} positive and {self.num_negative} negative pairs"
-        return f"TPR {tpr} at FAR {far}, threshold {threshold}, {pairs}"
+        threshold = "n/a" if np.isnan(self.threshold) else f"{self.threshold:.3f}"
+        pairs = f"{self.num_positive:,} positive, {self.num_negative:,} negative pairs"
+        return f"TPR {percent(self.tpr)} at FAR {percent(self.far, 3)}, threshold {threshold} ({pairs})"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction in %, "n/a" for nan."""
+    return "n/a" if np.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
 
 
 class Pairs(NamedTuple):

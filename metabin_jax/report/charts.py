@@ -53,19 +53,20 @@ def chart(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    form: str = ".4g",
     mark: Place | None = None,
     filled: bool = False,
 ) -> Chart | None:
     """None where no series has a finite value; values that are not finite interrupt their line.
 
-    y_range: of what occurs, if None. mark: `at` in the units of x.
+    y_range: of what occurs and zero, if None. form: of the last values. mark: `at` in the units of x.
     """
     points = [(name, np.asarray(x, float), np.where(np.isfinite(y), y, np.nan)) for name, x, y in series]
     points = [(name, x, y) for name, x, y in points if np.isfinite(y).any()]
     if not points:
         return None
     x_low, x_high = _range(np.concatenate([x for _, x, _ in points]))
-    y_low, y_high = y_range or _range(np.concatenate([y for _, _, y in points]))
+    y_low, y_high = y_range or _with_zero(np.concatenate([y for _, _, y in points]))
 
     def x_at(value: float) -> float:
         return LEFT + (value - x_low) / (x_high - x_low) * (RIGHT - LEFT)
@@ -74,7 +75,7 @@ def chart(
         return BOTTOM - (value - y_low) / (y_high - y_low) * (BOTTOM - TOP)
 
     lines = [
-        Line(name, _path([(x_at(a), y_at(b)) for a, b in zip(x, y, strict=True)]), f"{y[np.isfinite(y)][-1]:.4g}")
+        Line(name, _path([(x_at(a), y_at(b)) for a, b in zip(x, y, strict=True)]), f"{y[np.isfinite(y)][-1]:{form}}")
         for name, x, y in points
     ]
     x_ticks = [Place(x_at(value), f"{value:,.10g}") for value in ticks(x_low, x_high)]
@@ -87,6 +88,12 @@ def _range(values: NDArray) -> tuple[float, float]:
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = 0 if high > low else 0.1 * abs(high) or 1  # around what is constant
     return low - room, high + room
+
+
+def _with_zero(values: NDArray) -> tuple[float, float]:
+    """An axis that starts elsewhere makes small changes look large."""
+    low, high = min(0.0, float(np.nanmin(values))), max(0.0, float(np.nanmax(values)))
+    return low, high if high > low else 1.0
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

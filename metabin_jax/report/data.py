@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from metabin_jax.data.dataset import SOURCES
 from metabin_jax.data.records import Record
 from metabin_jax.evaluation.statistics import Summary, summarise
 from metabin_jax.report.domain import LENGTH, SCORE_BINS, Domain, examine
@@ -27,7 +27,7 @@ class RunData:
 
     config, preset: its settings and those of its preset, nested. starts: as in environment.json, one per start of the
     training. rows: of metrics.jsonl. layers: in the order of the net, none for a model without rho. summaries: of the
-    domains and, for several, of their mean. image: of a record, uint8 [H, W, 3].
+    domains and, for several, of their mean. file: of a record, what PIL opens of its image.
     """
 
     name: str
@@ -40,7 +40,7 @@ class RunData:
     layers: list[Layer]
     domains: list[Domain]
     summaries: list[Summary]
-    image: Callable[[Record], NDArray[np.uint8]]
+    file: Callable[[Record], str | IO[bytes]]
 
 
 def collect(config: Any, workdir: Path) -> RunData:
@@ -55,7 +55,6 @@ def collect(config: Any, workdir: Path) -> RunData:
         without = "without pictures, --config.data.eval_domains= makes a page about the training alone"
         raise FileNotFoundError(f"{str(error).removesuffix('.')}: {without}") from error
     images = load_images(run.config, records) if records else np.empty(0, np.uint8)
-    row_of = {record.path: row for row, record in enumerate(records)}
     results = measure(run, records, images, LENGTH, SCORE_BINS)
     own = settings(run.config)
     environment = workdir / "environment.json"
@@ -70,5 +69,5 @@ def collect(config: Any, workdir: Path) -> RunData:
         layers=rho_layers(run.model, run.variables, run.size),
         domains=[examine(result) for result in results],
         summaries=summarise(results) if results else [],
-        image=lambda record: images[row_of[record.path]],
+        file=SOURCES[run.config.data.source].files(records) if records else str,
     )

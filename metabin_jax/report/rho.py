@@ -1,6 +1,6 @@
 """How rho is distributed over the channels of each layer, for the report and the figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +26,13 @@ class Layer(NamedTuple):
 def rho_layers(model: nn.Module, variables: dict, size: tuple[int, int]) -> list[Layer]:
     """The distribution of rho in each layer. Layers are in the order in which the net calls them."""
     return [layer_of(path, rho_C) for path, rho_C in in_order(model, variables, size).items()]
+
+
+def overall(layers: Sequence[Layer]) -> Layer:
+    """All channels of one or more layers as one layer."""
+    counts = np.array([layer.counts for layer in layers])
+    mean = np.average([layer.mean for layer in layers], weights=counts.sum(1))
+    return Layer("all layers", counts.sum(0), float(mean))
 
 
 def in_order(model: nn.Module, variables: dict, size: tuple[int, int]) -> dict[tuple[str, ...], NDArray]:

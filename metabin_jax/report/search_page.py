@@ -1,19 +1,16 @@
 """The lists of a search as one HTML page with pictures."""
 
-import functools
 import itertools
 import operator
 from collections.abc import Sequence
 from pathlib import Path
 
-from metabin_jax.data.cache import upright
 from metabin_jax.report import html
-from metabin_jax.runtime.errors import UserError, needs
+from metabin_jax.runtime.errors import needs
 from metabin_jax.runtime.files import write_text
 
 SUFFIX = ".html"
 MOST = 200  # queries on a page
-LARGEST = 160, 160  # pixels of a picture
 
 
 def check(path: Path) -> None:
@@ -28,15 +25,4 @@ def write(path: Path, table: Sequence[tuple], words: str) -> None:
     The page shows the first MOST queries and says so. A picture that cannot be read any more is a box with a word.
     """
     lists = [(query, list(rows)) for query, rows in itertools.groupby(table, key=operator.itemgetter(0))]
-    write_text(path, html.render("search.html", lists=lists[:MOST], count=len(lists), words=words, picture=picture))
-
-
-@functools.lru_cache(maxsize=4096)
-def picture(path: str) -> str:
-    """The address of a small copy of an image file, or "" if it cannot be read."""
-    try:
-        image = upright(path)
-    except (OSError, SyntaxError, ValueError, UserError):  # as PIL raises for broken files
-        return ""
-    image.thumbnail(LARGEST)
-    return html.thumbnail(image)
+    write_text(path, html.render("search.html", str, lists=lists[:MOST], count=len(lists), words=words))

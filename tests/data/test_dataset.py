@@ -39,6 +39,19 @@ def test_synthetic_people_are_as_many_as_asked_for_and_drawn_once(tmp_path, monk
         dataset.load_images("synthetic", records, (32, 8), str(tmp_path))
 
 
+def test_images_at_their_own_size(folder):
+    """Files as they are; synthetic people drawn larger than most nets take them, the same ones."""
+    record = dataset.read("folder", str(folder))[0]
+    assert dataset.SOURCES["folder"].files([record])(record) == record.path
+    record = dataset.read("synthetic", "2", ("mall",))[0]
+    large = Image.open(dataset.SOURCES["synthetic"].files([record])(record))
+    assert large.size == (80, 160)
+    small = synthetic.draw_record(record, (20, 10)).astype(float)
+    other = synthetic.draw_record(record._replace(pid=1), (20, 10)).astype(float)
+    shrunk = np.asarray(large.resize((10, 20), Image.Resampling.BOX), float)
+    assert np.abs(shrunk - small).mean() < 0.5 * np.abs(shrunk - other).mean()
+
+
 def test_a_broken_domain_does_not_matter_until_it_is_asked_for(folder):
     (folder / "d").mkdir()
     assert len(dataset.read("folder", str(folder), ("a", "b"))) == 16

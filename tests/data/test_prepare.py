@@ -109,7 +109,7 @@ def test_every_kind_of_image_keeps_its_bytes_and_pixels(raw, data_dir, tmp_path)
     assert len(np.unique(expected.reshape(10, -1), axis=0)) > 5
     np.testing.assert_array_equal(pixels("prepared", data_dir, tmp_path / "cache"), expected)
 
-    _, image_file = prepared.stamp_and_file(prepared.read(data_dir))
+    image_file = dataset.SOURCES["prepared"].files(prepared.read(data_dir))
     for record, file in zip(prepared.read(data_dir), read_folder(raw), strict=True):
         assert image_file(record).read() == Path(file.path).read_bytes()
 

@@ -77,7 +77,7 @@ def by_hand(**changes):
 
 def test_by_hand():
     assert values(by_hand()) == pytest.approx((np.cos(np.radians(20)), 2 / 3, 1 / 4, 3, 4))
-    assert str(by_hand()) == "TPR 0.6667 at FAR 0.25, threshold 0.9397, 3 positive and 4 negative pairs"
+    assert str(by_hand()) == "TPR 66.7 % at FAR 25.000 %, threshold 0.940 (3 positive, 4 negative pairs)"
 
 
 def test_equal_scores_are_accepted_together_or_not_at_all():
@@ -88,10 +88,10 @@ def test_equal_scores_are_accepted_together_or_not_at_all():
 def test_what_cannot_be_measured_is_not_a_number():
     few = by_hand(far=0.24)
     assert np.isnan([few.threshold, few.tpr, few.far]).all()
-    assert str(few) == "TPR n/a at FAR n/a, threshold n/a, 3 positive and 4 negative pairs"
+    assert str(few) == "TPR n/a at FAR n/a, threshold n/a (3 positive, 4 negative pairs)"
     no_positive = by_hand(gallery_camid=[1] * 8)
     assert np.isnan(no_positive.tpr) and no_positive.far == 0.25
-    assert str(no_positive) == "TPR n/a at FAR 0.25, threshold 0.9397, 0 positive and 4 negative pairs"
+    assert str(no_positive) == "TPR n/a at FAR 25.000 %, threshold 0.940 (0 positive, 4 negative pairs)"
     empty = by_hand(gallery_GD=np.ones((0, 2)), gallery_pid=[], gallery_camid=[])
     assert (empty.num_positive, empty.num_negative) == (0, 0) and np.isnan(empty.threshold)
 

@@ -1,16 +1,19 @@
 import html
 import re
 import sys
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_run import rows, tiny_config
 
 pytest.importorskip("jinja2", reason="the report is a jinja2 template")
 
-from small_report import ANGLES, HOSTILE, RECORDS, examined, run_data
+from small_report import ANGLES, HOSTILE, RECORDS, drawn, examined, run_data
 
 from metabin_jax import cli
 from metabin_jax.report import page
@@ -48,9 +51,9 @@ def test_the_page_says_all_of_it():
     read = Page(text)
     plain = " ".join(html.unescape(re.sub("<[^>]*>", " ", text)).split())
     assert "R-1, % R-5, % R-10, % mAP, % mINP, % Queries d 0.0" in plain
-    assert "41.7 33.3 – 50.0" in plain  # the two persons, twice the one or twice the other
+    assert "41.7 [33.3, 50.0]" in plain  # the two persons, twice the one or twice the other
     assert "1 queries have no valid match and do not count d/lonely.png" in plain
-    assert "TPR n/a at FAR n/a, threshold n/a, 2 positive and 9 negative pairs. It takes 1,000 pairs" in plain
+    assert "TPR n/a at FAR n/a, threshold n/a (2 positive, 9 negative pairs). It takes 1,000 pairs" in plain
     assert "threshold" not in "".join(re.findall("<svg.*?</svg>", text, re.DOTALL))
     seen = read.frames[:5] if "camera 1" in read.frames[0][1] else read.frames[5:10]
     assert seen == [
@@ -60,6 +63,46 @@ def test_the_page_says_all_of_it():
         ["correct", "correct, rank 2: identity 1, camera 2", "✓ correct rank 2 0.940 id 1 camera 2"],
         ["wrong", "wrong, rank 3: identity 3, camera 2", "✗ wrong rank 3 0.866 id 3 camera 2"],
     ]
+
+
+def test_pictures_are_upright_copies_and_a_lost_one_has_a_mark(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (800, 400)).save(tmp_path / "sideways.jpg", exif=exif)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    names = ["sideways.jpg", "broken.png", *["gone.png"] * 5]
+    records = [record._replace(path=str(tmp_path / name)) for record, name in zip(RECORDS, names, strict=True)]
+    text = page.render(run_data([examined(records)], file=lambda record: record.path))
+    pictures = set(re.findall('src="data:image/jpeg;base64,([^"]*)"', text))
+    assert [Image.open(BytesIO(b64decode(picture))).size for picture in pictures] == [(80, 160)]
+    frames = Page(text).frames
+    assert len(frames) == 3 * 2 * 5  # the two queries in each of three groups
+    assert text.count('<p class="gone">cannot be read</p>') == len(frames) - 3  # all but the query of identity 1
+    assert ["asked cannot be read ? query id 2 camera 2"] in frames
+
+
+def test_each_image_is_opened_once(tmp_path):
+    opened = []
+    page.render(run_data([examined()], file=lambda record: opened.append(record) or drawn(record)))
+    assert sorted(opened) == sorted([*RECORDS[:2], *RECORDS[3:]])
+
+
+def test_the_table_of_rho_is_folded_under_its_summary():
+    layers = [
+        layer_of(("stem_norm",), np.array([0, 0.25])),
+        layer_of(("head_norm",), np.array([1, 1, 1, 0.55, 0.5, 0])),
+    ]
+    text = page.render(run_data(layers=layers))
+    section = text[text.index('id="rho"') : text.index('id="training"')]
+    summary, table = section.split('<details class="group">')
+    assert "Mean rho over 8 channels: 0.537. Exactly 0 (all instance normalisation): 25.0 %;" in summary
+    assert "rho starts): 37.5 %" in summary and "<table" not in summary
+    rows_of = [re.findall("<td.*?</td>", row) for row in re.findall("<tr>.*?</tr>", table, re.DOTALL)[1:]]
+    assert [re.sub("<.*?>", "", cell) for cell in rows_of[1]] == [
+        "0.675", "16.7", "", "", "", "", "", "33.3", "", "", "", "", "50.0", "6"
+    ]  # fmt: skip
+    assert [re.findall("--share: ([0-9.]*)", cell) for cell in rows_of[0][:4]] == [[], ["0.5"], [], []]
+    assert len(rows_of) == 3  # with one of all layers
 
 
 def test_nothing_comes_from_elsewhere_and_names_stay_text():
@@ -119,12 +162,25 @@ def test_the_report_of_a_real_run(capsys, straight):
     scores = result["targets"]["west"]
     for name in ("R-1", "R-5", "R-10", "mAP", "mINP"):
         assert f'data-label="{name}, %"><strong>{100 * scores[name]:.1f}</strong>' in text
-    assert f"({rows(workdir)[-1]['base/triplet']:.4g} at last)" in text
+    assert f"({rows(workdir)[-1]['base/triplet']:.3f} at last)" in text
     assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
     assert sorted(path.suffix for path in workdir.iterdir() if "report" in path.name) == [".html"]
     assert "report.html exists: give --overwrite" in report(capsys, f"--model={workdir}")[2]
     assert report(capsys, f"--model={workdir}", "--overwrite")[0] == 0
     assert (workdir / "report.html").read_text(encoding="utf-8") == text
+
+
+def test_numbers_are_those_that_evaluate_prints(capsys, straight, tmp_path):
+    workdir, _ = straight
+    assert cli.main(["evaluate", f"--model={workdir}"]) == 0
+    printed = capsys.readouterr().out
+    assert report(capsys, f"--model={workdir}", f"--output={tmp_path / 'page.html'}")[0] == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    (verification,) = re.findall("west: verification: (TPR .*)", printed)
+    assert f"Verification: {verification}." in text
+    shown = {f"{mean} {interval}" for mean, interval in re.findall("<strong>(.*?)</strong><small>(.*?)</small>", text)}
+    estimates = re.findall(r"[0-9.]+ \[[0-9.]+, [0-9.]+\]", printed)
+    assert len(estimates) == 2 and set(estimates) <= shown
 
 
 def test_a_report_elsewhere_about_the_training_alone(capsys, straight, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -91,9 +92,30 @@ def test_nothing_is_wider_than_a_phone(opened):
         assert width <= PHONE["width"]
         page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
     # The lists scroll by themselves, and the measurement can fail.
-    assert page.evaluate("(l => l.scrollWidth > l.clientWidth)(document.querySelector('ol.list'))")
-    page.evaluate("document.querySelector('ol.list').style.overflowX = 'visible'")
+    page.evaluate("document.querySelector('.scroll').style.overflowX = 'visible'")
     assert page.evaluate("document.documentElement.scrollWidth") > PHONE["width"]
+
+
+def test_what_is_cut_off_fades_until_the_end(opened):
+    """The table of rho opens by its fold and keeps the names of its layers; the fade then lies beside the last one."""
+    page = opened(PHONE)
+    table, ranked = (page.get_by_role("region", name=name) for name in ("rho per layer, table", "Random 1"))
+    assert not table.is_visible()
+    page.get_by_text("Share of each layer's channels").click()
+    for region in (table, ranked.first):
+        fade, before, after = region.evaluate(
+            """e => {
+              const fade = parseFloat(getComputedStyle(e, '::after').width);
+              const last = [...e.querySelectorAll('li, td')].at(-1);
+              const room = () => e.getBoundingClientRect().right - last.getBoundingClientRect().right;
+              const before = room();
+              e.scrollLeft = e.scrollWidth;
+              return [fade, before, room()];
+            }"""
+        )
+        assert fade > 30 and before < 0 and after >= fade - 0.1
+    name, region = (where.bounding_box() for where in (table.get_by_role("rowheader").first, table))
+    assert name["x"] == region["x"]
 
 
 def test_a_section_opens_by_click_and_by_its_link(opened):
@@ -123,12 +145,12 @@ def test_the_keyboard_reaches_everything(opened):
             break
         reached.append(kind)
         invisible += [kind] * (outline == "none")
-        if kind == "list" and reached.count("list") == 1:
+        if kind == "scroll" and reached.count("scroll") == 1:
             page.keyboard.press("ArrowRight")
-            sync_api.expect(page.locator("ol.list").first).not_to_have_js_property("scrollLeft", 0)
+            sync_api.expect(page.locator(".scroll").first).not_to_have_js_property("scrollLeft", 0)
     assert reached[0] == "theme"
-    assert {"A", "SUMMARY", "list"} <= set(reached)
-    assert reached.count("list") == 8  # the random queries of two domains: the other groups are closed
+    assert {"A", "SUMMARY", "scroll"} <= set(reached)
+    assert reached.count("scroll") == 8  # the random queries of two domains: the other groups and rho are closed
     assert invisible == []
     skip.focus()
     page.keyboard.press("Enter")
@@ -152,9 +174,9 @@ def test_the_text_can_be_read(opened):
     for scheme in ("light", "dark"):
         page = opened(color_scheme=scheme)
         pairs = page.evaluate(
-            """[...document.querySelectorAll('p, a, td, th, b, button, figcaption, svg text, small')].map(e => {
+            """[...document.querySelectorAll('p, a, td, th, b, button, figcaption, svg text, small, .share')].map(e => {
               const style = getComputedStyle(e), svg = e.closest('svg');
-              const panel = getComputedStyle(e.closest('button') || svg || document.body);
+              const panel = getComputedStyle(e.closest('button, .share') || svg || document.body);
               return JSON.stringify([svg ? style.fill : style.color, panel.backgroundColor]);
             })"""
         )
@@ -166,6 +188,7 @@ def test_the_text_can_be_read(opened):
 
 
 def luminance(colour):
-    red_green_blue = np.array([float(part) for part in colour[4:-1].split(",")]) / 255
+    mixed = colour.startswith("color(srgb ")  # what color-mix gives
+    red_green_blue = np.array([float(part) for part in re.findall("[0-9.]+", colour)]) / (1 if mixed else 255)
     linear = np.where(red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]

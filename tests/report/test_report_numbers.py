@@ -154,6 +154,7 @@ def test_several_splits_are_averaged_and_the_first_is_shown():
     assert found.result.pairs.negative_B.sum() == 9  # of all pairs of the domain
     text = page.render(run_data([found]))
     assert "Of the first of 2 splits." in text and "and 1 unmatched" in text
+    assert "<strong>50.0 ± 70.7</strong><small>[" in text and "Below each mean ± deviation over the splits is" in text
 
 
 def test_scores_at_the_ends_have_a_bin():
@@ -192,11 +193,29 @@ def test_training_curves():
     assert [base.title, rho.title, speed.title] == ["Base losses", "Balance rho per stage", "Speed"]
     assert [line.name for line in rho.lines] == ["rho/stem", "rho/head"]  # as in the net
     left, right, top, bottom = charts.LEFT, charts.RIGHT, charts.TOP, charts.BOTTOM
-    assert base.lines == [("base/cross_entropy", f"M{left:.1f} {top:.1f}h0M{right:.1f} {bottom:.1f}h0", "1")]
+    third = bottom - (bottom - top) / 3
+    assert base.lines == [("base/cross_entropy", f"M{left:.1f} {top:.1f}h0M{right:.1f} {third:.1f}h0", "1.000")]
+    assert (rho.lines[0].last, speed.lines[0].last) == ("0.500", "9")
     assert "logged value" not in base.caption
     (long,) = page.training_charts(run_data(rows=[{"step": k, "inner/clipped": 0.0} for k in range(1200)]))
     assert long.lines[0].path.count("L") == 399
     assert "Every 3th logged value" not in long.caption and "One logged value in 3 is drawn." in long.caption
+
+
+def test_axes_start_at_zero_unless_a_value_is_negative():
+    def axis(*values, **settings):
+        drawn = charts.chart("", "", [("a", range(len(values)), values)], "", "", **settings)
+        return {tick.text: tick.at for tick in drawn.y_ticks}
+
+    assert axis(7.5, 8.0)["0"] == axis(0.0, 0.0)["0"] == charts.BOTTOM
+    assert axis(-1.0, 3.0)["-1"] == charts.BOTTOM and axis(-3.0, -1.0)["0"] == charts.TOP
+    assert axis(0.9, 0.95, y_range=(0, 1))["1"] == charts.TOP
+    curves = [{"step": 1, "rho/stem": 0.97, "inner/clipped": 0.125, "source_mAP": 0.5}]
+    rho, clipped, held_out = page.training_charts(run_data(rows=curves))
+    assert [tick.text for tick in rho.y_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert (clipped.lines[0].last, held_out.lines[0].last) == ("12.5", "50.0")  # in %
+    for drawn in (rho, clipped, held_out):
+        assert drawn.y_ticks[0] == (charts.BOTTOM, "0")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 from some_features import some_features
 
 from metabin_jax import cli
-from metabin_jax.report import search_page
+from metabin_jax.report import html, search_page
 from metabin_jax.retrieval import features
 
 pytest.importorskip("jinja2", reason="pages need jinja2")
@@ -25,7 +25,6 @@ def page(tmp_path, capsys):
     gallery = some_features(4, path=paths)
     features.write(tmp_path / "gallery.npz", gallery)
     features.write(tmp_path / "query.npz", some_features(2, path=np.array(["/no/query.jpg", str(tmp_path / "a.jpg")])))
-    search_page.picture.cache_clear()
 
     def write(*more):
         output = tmp_path / "found.html"
@@ -61,4 +60,4 @@ def test_a_long_list_is_cut_and_says_so(page, monkeypatch):
 def test_pictures_are_small_copies(page, tmp_path):
     """Of one with 600 rows."""
     page()
-    assert len(search_page.picture(str(tmp_path / "a.jpg"))) < 4000
+    assert len(html.picture(str, tmp_path / "a.jpg")) < 4000

@@ -56,7 +56,7 @@ def load_images(records: Sequence[Record], size: tuple[int, int], cache_dir: str
 
 
 def stamp_and_file(records: Sequence[Record]) -> tuple[Callable[[Record], str], Callable[[Record], io.BytesIO]]:
-    """For `cache.load_images`: a stamp that stays the same if the prepared set is moved, and the image file."""
+    """Of each record: a stamp that stays the same if the prepared set is moved, and the image file."""
     import tensorflow_datasets as tfds  # takes seconds
 
     places: dict[Record, tuple[Sequence, int]] = {}  # an ArrayRecord source and a row of it
