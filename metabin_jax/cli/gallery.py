@@ -6,7 +6,7 @@ import sys
 
 from metabin_jax.cli.options import FEATURES, MODEL_OF_IMAGES, SIZE, check_table, command, option, output
 from metabin_jax.cli.retrieval import left_out, threshold_option
-from metabin_jax.runtime.errors import UserError, few, printable
+from metabin_jax.runtime.errors import UserError, counted, few, printable
 
 FILE = option("file", metavar="FILE.db", help="the gallery")
 TABLE = "a .csv, .json or .parquet file, instead of printing"
@@ -16,8 +16,9 @@ TABLE = "a .csv, .json or .parquet file, instead of printing"
 def add(options: argparse.Namespace) -> int:
     """Add images, or what a file of features holds, to a gallery, or make one.
 
-    Images that are there and whose files have not changed are skipped; labels that the names or a CSV give are set all
-    the same. A changed file is embedded again. The same command resumes a stopped one, and several may run at a time.
+    Images that are there and whose files have not changed are skipped. A changed file is embedded again. Labels that
+    the names or a CSV give are set where the gallery has none; metabin gallery label changes others. The same command
+    resumes a stopped one, and several may run at a time.
 
     examples:
       metabin gallery add people.db pictures --model=runs/mine
@@ -35,7 +36,7 @@ def add(options: argparse.Namespace) -> int:
         features, _ = load_features(options.path, run)
         with Gallery(options.file, features.made_by) as gallery:
             count = gallery.add([features], {path: stamp(path, options.path) for path in features.path.tolist()})
-            print(f"{count:,} images added: {options.file} has {len(gallery):,}")
+            print(f"{counted(count, 'image')} added: {options.file} has {len(gallery):,}")
         return 0
     images = list_images(options.path)
     with Gallery(options.file, run.made_by) as gallery:
@@ -44,11 +45,15 @@ def add(options: argparse.Namespace) -> int:
         todo = [i for i in images if stamps[i.path] == UNKNOWN or before.get(i.path) != stamps[i.path]]
         broken: list[str] = []
         count = gallery.add(embed_batchwise(run, todo, broken), stamps) if todo else 0
-        added = {image.path for image in todo}
-        gallery.label([image for image in images if image.path not in added])
-        total = len(gallery)
-    skipped = len(images) - len(todo)
-    print(f"{count:,} images added, {skipped:,} unchanged ones skipped: {options.file} has {total:,}")
+        labelled = gallery.label_unknown(images)
+        total, names = len(gallery), gallery.identities()
+    skipped = f"{len(images) - len(todo):,} unchanged skipped" + (
+        f", {labelled:,} of them labelled" if labelled else ""
+    )
+    print(f"{counted(count, 'image')} added, {skipped}: {options.file} has {total:,}")
+    if others := [image.path for image in images if image.pid and names.get(image.path, image.pid) != image.pid]:
+        named = printable(few(others))
+        print(f"{counted(len(others), 'image')} kept another identity, which metabin gallery label changes: {named}")
     return left_out(broken, len(images))
 
 
@@ -66,7 +71,7 @@ def remove(options: argparse.Namespace) -> None:
         total = len(gallery)
     if not count:
         raise UserError(f"{options.file} has none of {few(options.path)}: metabin gallery list shows the paths")
-    print(f"{count:,} images removed: {options.file} has {total:,}")
+    print(f"{counted(count, 'image')} removed: {options.file} has {total:,}")
 
 
 @command(FILE, option("path", metavar="CSV", help="with the columns path and pid, and perhaps camid and domain"))
@@ -83,8 +88,8 @@ def label(options: argparse.Namespace) -> None:
     with Gallery(options.file) as gallery:
         there = gallery.stamps()
         if unknown := [image.path for image in images if image.path not in there]:
-            raise UserError(f"{options.file} has not these {len(unknown)} images: {few(unknown)}; add them first")
-        print(f"{gallery.label(images):,} images labelled in {options.file}")
+            raise UserError(f"{options.file} lacks {counted(len(unknown), 'image')}: {few(unknown)}; add them first")
+        print(f"{counted(gallery.label(images), 'image')} labelled in {options.file}")
 
 
 @command(FILE, *output(TABLE))
@@ -151,7 +156,7 @@ def identify(options: argparse.Namespace) -> int:
         ends = ("pid", "domain", "similarity")
         header = ("query", "decision", *(f"nearest_{end}" for end in ends), *(f"runner_up_{end}" for end in ends))
         tables.write(target, header, rows)
-        print(f"{target} has {len(rows):,} rows")
+        print(f"{target} has {counted(len(rows), 'row')}")
     else:
         for path, decision, pid, domain, similarity, *runner_up in rows:
             second = f", then {runner_up[0]} ({runner_up[2]:.4f})" if runner_up[2] is not None else ""

@@ -86,7 +86,7 @@ def output(help: str, **settings: Any) -> tuple[Option, Option]:
 
 CONFIG = option(
     "--config", required=True, metavar="NAME|FILE[:PRESET]",
-    help="people, finetune, folder, demo, metabin or benchmark, which come with metabin, or a Python file",
+    help="people, finetune, folder, demo, networks, metabin or benchmark, which come with metabin, or a Python file",
 )  # fmt: skip
 FIELDS = option(
     "--config.FIELD", metavar="VALUE",

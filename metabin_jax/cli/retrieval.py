@@ -21,7 +21,7 @@ from metabin_jax.cli.options import (
     option,
     output,
 )
-from metabin_jax.runtime.errors import UserError, few, printable
+from metabin_jax.runtime.errors import UserError, counted, few, printable
 
 if TYPE_CHECKING:
     from metabin_jax.retrieval.features import Features
@@ -131,10 +131,10 @@ def search(options: argparse.Namespace) -> int:
     words = threshold.words + threshold.in_gallery(len(gallery)) if threshold else ""
     if output:
         if output.suffix.lower() == search_page.SUFFIX:
-            search_page.write(output, table, words)
+            search_page.write_search(output, table, words)
         else:
             tables.write(output, search.HEADER, table)
-        print(f"{output} has {len(table):,} rows (queries: {len(query):,})")
+        print(f"{output} has {counted(len(table), 'row')} of {counted(len(query), 'query', 'queries')}")
     else:
         for line in search.report(table):
             print(printable(line))
@@ -191,6 +191,9 @@ def calibrate(options: argparse.Namespace) -> int:
     known = [image for image in zip(*(column.tolist() for column in columns), strict=True) if image[2]]
     warn_of_trained(Path(features.made_by["run"]), known)
     result = calibrate(features, far)
+    if not result.tpr:
+        missed = "no pair of one person is above this threshold, so a search with it finds nobody"
+        print(f"warning: {missed}: ask for a higher rate", file=sys.stderr)
     write_json(output, dataclasses.asdict(result))
     print(f"{result}\n{false_matches((result.far, *result.far_interval), size)}\nthe threshold is in {output}")
     return status
@@ -235,5 +238,6 @@ def left_out(broken: Sequence[str], total: int) -> int:
     """Names the images that could not be read. Returns the exit status."""
     if broken:
         named = printable(few(broken))
-        print(f"{len(broken):,} of {total:,} images cannot be read and are left out: {named}", file=sys.stderr)
+        are = "is" if len(broken) == 1 else "are"
+        print(f"{len(broken):,} of {total:,} images cannot be read and {are} left out: {named}", file=sys.stderr)
     return 1 if broken else 0

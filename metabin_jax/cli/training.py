@@ -1,7 +1,6 @@
 """The commands about training. They import late, so that --help is quick."""
 
 import argparse
-import collections
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +10,13 @@ from metabin_jax.cli.options import (
     DISTRIBUTED,
     FIELDS,
     MODEL,
-    MODEL_OF_IMAGES,
     SIZE,
     check_output,
-    check_table,
     command,
     option,
     output,
 )
-from metabin_jax.runtime.errors import UserError, few, printable
+from metabin_jax.runtime.errors import UserError, counted, few, printable
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -170,62 +167,6 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 @command(
-    option("path", metavar="PATH", nargs="?", help="an unpacked data set, a folder of domains, or a CSV manifest"),
-    MODEL_OF_IMAGES,
-    SIZE,
-    *output("labels that are likely wrong: a .csv, .json, .parquet or .html file"),
-)
-def doctor(options: argparse.Namespace) -> None:
-    """Say what a data set, a folder or a CSV manifest of images holds, and what is wrong with it.
-
-    Prints which set it is and its counts beside the published ones, what each split holds, the queries without a valid
-    match and why, and broken and duplicate images. Without PATH, prints the versions of what metabin computes with,
-    and a known fault in them.
-
-    With --output, PATH is what metabin embed takes or wrote, and --model embeds images. The file lists images whose
-    nearest neighbours are of one other identity, copies under two identities, and identities that look like two people.
-
-    examples:
-      metabin doctor
-      metabin doctor pictures
-      metabin doctor pictures --model=runs/mine --output=suspects.html
-    """
-    from metabin_jax.report.doctor import examine, installation
-
-    if options.output:
-        return _list_suspects(options)
-    for line in examine(options.path) if options.path else installation():
-        print(printable(line))
-
-
-def _list_suspects(options: argparse.Namespace) -> None:
-    from metabin_jax.cli.retrieval import load_features, load_model
-    from metabin_jax.report import search_page
-    from metabin_jax.retrieval import tables
-    from metabin_jax.retrieval.suspects import suspects
-
-    if not options.path:
-        raise UserError("--output needs the images, a feature file or a gallery: metabin doctor PATH --output=FILE")
-    target = check_table(options, pages=True)
-    assert target
-    features, _ = load_features(options.path, load_model(options, options.path))
-    found = suspects(features)
-
-    labels = features.labels
-    if target.suffix.lower() == search_page.SUFFIX:
-        shown = [(labels(s.row)[0], 1, s.similarity, *labels(s.other), "") for s in found]
-        titles = [f"{labels(s.row)[0]}: identity {labels(s.row)[1]}, {s.reason}" for s in found]
-        search_page.write(target, shown, "\n".join(titles[: search_page.MOST]))
-    else:
-        header = ("reason", "path", "pid", "camid", "domain", "other_path", "other_pid", "similarity")
-        rows_of = [(s.reason, *labels(s.row), *labels(s.other)[:2], s.similarity) for s in found]
-        tables.write(target, header, rows_of)
-    counts = collections.Counter(suspect.reason for suspect in found)
-    listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-    print(f"{len(found):,} doubtful labels are in {target}" + (f": {listed}" if listed else ""))
-
-
-@command(
     CONFIG,
     option("--target", required=True, metavar="CARD", help="h100, h200, a100, a100_40gb or rtx4090"),
     option("--devices", type=int, default=1, metavar="N", help="cards that share each batch (default: 1)"),
@@ -292,7 +233,9 @@ def _print_results(results: dict, workdir: str) -> None:
         unmatched = scores["unmatched"]
         if unmatched:
             named = printable(few(unmatched, 3))
-            print(f"{domain}: {len(unmatched)} queries have no valid match and do not count: {named}")
+            print(
+                f"{domain}: {counted(len(unmatched), 'query', 'queries')} without a valid match, not counted: {named}"
+            )
         pairs: dict = {name: math.nan if value is None else value for name, value in scores["verification"].items()}
         print(f"{domain}: verification: {Verification(**pairs)}")
     file = results["file"]

@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 from metabin_jax.cli import gallery
+from metabin_jax.cli.doctor import doctor
 from metabin_jax.cli.index import index
 from metabin_jax.cli.options import Command, Parser
 from metabin_jax.cli.retrieval import calibrate, embed, search
-from metabin_jax.cli.training import doctor, evaluate, export, plan, prepare, report, train
+from metabin_jax.cli.training import evaluate, export, plan, prepare, report, train
 from metabin_jax.runtime.errors import Stopped, UserError, meant, printable
 
 COMMANDS = (index, train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan)

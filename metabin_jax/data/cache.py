@@ -177,7 +177,8 @@ def fault(path: str, error: Exception) -> str:
 
 def broken_error(paths: Sequence[str], number: int) -> UserError:
     """One sentence that names the broken ones among `number` images."""
-    return UserError(f"{len(paths)} of {number} images are broken; repair or remove: {few(paths)}.")
+    are = "is" if len(paths) == 1 else "are"
+    return UserError(f"{len(paths):,} of {number:,} images {are} broken; repair or remove: {few(paths)}.")
 
 
 def _decode_all(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from metabin_jax.data.manifest import csv_rows
 from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS
-from metabin_jax.runtime.errors import UserError, few
+from metabin_jax.runtime.errors import UserError, counted, few
 
 MOST_MISSED = 0.1  # the share of the images that a layout may not understand
 FIELDS = ("domain", "pid", "camid", "split")
@@ -131,11 +131,10 @@ def by_template(template: str) -> Layout:
 
 
 def _suggested(path: str) -> str:
-    """A template to start from: the folder of the image as its identity, or else the start of its name."""
-    parts, suffix = path.split("/"), Path(path).suffix
-    return "/".join(
-        ["{}"] * (len(parts) - 2) + ["{pid}", f"{{}}{suffix}"] if len(parts) > 1 else [f"{{pid}}_{{}}{suffix}"]
-    )
+    """A template to start from: the top folder is the domain, that of the image, or else its name, the identity."""
+    depth = path.count("/")
+    above = ["{domain}", *["{}"] * (depth - 2)] if depth > 1 else []
+    return "/".join([*above, "{pid}", "{}"]) if depth else "{pid}_{}"
 
 
 def _wildlife(root: Path, paths: Sequence[str]) -> dict[str, Row]:
@@ -282,10 +281,11 @@ def lines(indexed: Indexed) -> Iterable[str]:
     cameras = {(row.domain, row.camid) for row in rows.values() if row.camid}
     domains = sorted({row.domain for row in rows.values()})
     unknown = sum(not row.camid for row in rows.values())
-    yield f"{indexed.layout}: {len(rows):,} images of {len(people):,} identities, {len(cameras):,} cameras"
+    identities = counted(len(people), "identity", "identities")
+    yield f"{indexed.layout}: {counted(len(rows), 'image')} of {identities}, {counted(len(cameras), 'camera')}"
     if unknown:
-        yield f"  {unknown:,} images have no camera: evaluation compares them with all others"
-    yield f"  {len(domains)} domains: {few(domains)}"
+        yield f"  images without a camera, which evaluation compares with all others: {unknown:,}"
+    yield f"  {counted(len(domains), 'domain')}: {few(domains)}"
     paths = list(rows)
     for path in dict.fromkeys((paths[0], paths[len(paths) // 2], paths[-1])):
         row = rows[path]

@@ -113,8 +113,13 @@ def read_domain(folder: Path, domain: str) -> list[Record]:
         if match[2] != JUNK_PID
     ]
     if not records:
+        below = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS]
+        deeper = next((path for path in below if path.parent.as_posix() not in SPLIT_FOLDERS), None)
         raise UserError(
-            f"Domain folder {folder} holds no image ({', '.join(EXTENSIONS)}), neither itself nor in"
+            f"{folder} has another layout than <pid>_c<camera>..., as in {deeper}: let"
+            f" metabin index {folder.parent} make a CSV manifest, and give that instead of the folder."
+            if deeper
+            else f"Domain folder {folder} holds no image ({', '.join(EXTENSIONS)}), neither itself nor in"
             f" {', '.join(list(SPLIT_FOLDERS)[1:])}: fill it, remove it, or leave this domain out."
         )
     return records

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabin_jax.evaluation.inputs import Labels
-from metabin_jax.evaluation.thresholds import Pairs, allowed_accepts, join_pairs, scored_pairs
+from metabin_jax.evaluation.thresholds import Pairs, allowed_accepts, join_pairs, percent, scored_pairs
 from metabin_jax.retrieval.features import Features
 from metabin_jax.runtime.errors import UserError
 
@@ -45,7 +45,8 @@ class Calibration:
         low, high = self.far_interval
         tpr = "n/a, as no identity was seen by two cameras"
         if self.tpr is not None and self.tpr_interval is not None:
-            tpr = f"{self.tpr:.1%} (95 % interval {self.tpr_interval[0]:.1%} to {self.tpr_interval[1]:.1%})"
+            low_tpr, high_tpr = map(percent, self.tpr_interval)
+            tpr = f"{percent(self.tpr)} (95 % interval {low_tpr} to {high_tpr})"
         return (
             f"threshold {self.threshold:.4f}, from {self.images:,} images of {self.identities:,} identities"
             f" ({self.unlabelled:,} without labels left out)\n"

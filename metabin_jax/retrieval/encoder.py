@@ -1,5 +1,6 @@
 """Pictures to features with a trained net. Threads decode a few batches ahead of the device."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from metabin_jax.retrieval.features import Features, join
 from metabin_jax.retrieval.listing import Listed
 from metabin_jax.retrieval.search import nearest
 from metabin_jax.runtime.errors import UserError, first_line
-from metabin_jax.runtime.progress import Progress
+from metabin_jax.runtime.progress import Progress, patience
 from metabin_jax.training import trained
 from metabin_jax.training.trained import Trained
 
@@ -87,7 +88,7 @@ def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list
     broken: list[str] = []
     parts = [*embed_batchwise(run, images, broken)]
     if len(broken) == len(images):
-        raise UserError(f"none of the {len(images)} images can be read; the first is {images[0].path}.")
+        raise UserError(f"no image can be read, of {len(images):,}; the first is {broken[0]}.")
     return join(parts), broken
 
 
@@ -95,8 +96,11 @@ def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -
     """Yields the features of one batch after the other; adds what cannot be read, as `fault` names it, to `broken`."""
     rows: list[int] = []
     done, batch_size = 0, min(run.batch_size, len(images))
+    found = _features(run, [image.path for image in images], batch_size, rows)
+    with patience("compiling the net and embedding the first images, half a minute the first time"):
+        first = next(found)
     with Progress("embedding", len(images)) as progress:
-        for feature_ND in _features(run, [image.path for image in images], batch_size, rows):
+        for feature_ND in itertools.chain([first], found):
             batch = images[done : done + len(feature_ND)]
             kept = ~np.isin(np.arange(done, done + len(batch)), rows)
             broken += [_named(image.path, run.size) for image, is_kept in zip(batch, kept, strict=True) if not is_kept]

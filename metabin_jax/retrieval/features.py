@@ -49,12 +49,14 @@ class Features:
         return str(self.path[row]), str(self.pid[row]), None if camid < 0 else camid, str(self.domain[row])
 
 
-def check_same_model(first: dict, first_name: str, second: dict, second_name: str) -> None:
+def check_same_model(
+    first: dict, first_name: str, second: dict, second_name: str, advice: str = "embed both with one run"
+) -> None:
     """Raises UserError unless both are `made_by` one net at one image size. Other features cannot be compared."""
     if any(first[name] != second[name] for name in ("weights", "height", "width")):
         raise UserError(
             f"{first_name} is of another model than {second_name}: {describe(first)} against {describe(second)};"
-            " embed both with one run."
+            f" {advice}."
         )
 
 

@@ -28,6 +28,13 @@ CREATE TABLE IF NOT EXISTS image (
 ) WITHOUT ROWID
 """
 
+# Of an image that is added again: what changes, and which labels it takes.
+REPLACED = ", ".join(
+    [f"{column} = excluded.{column}" for column in ("bytes", "mtime_ns", "feature", "crc")]
+    + ["pid = iif(pid = '', excluded.pid, pid)", "camid = iif(camid < 0, excluded.camid, camid)"]
+    + ["domain = iif(domain = '', excluded.domain, domain)"]
+)
+
 Stamp = tuple[int, int]  # bytes and time of modification (ns) of an image file
 UNKNOWN: Stamp = (0, 0)
 
@@ -81,7 +88,8 @@ class Gallery(contextlib.AbstractContextManager):
         except ValueError as error:
             raise UserError(f"{self.path} is damaged: it does not say which model it is of.") from error
         if made_by is not None:
-            check_same_model(made_by, "the model", own, str(self.path))
+            advice = "use that one, or another gallery"
+            check_same_model(made_by, "--model", own, f"the one of {self.path}", advice)
         return own
 
     def __exit__(self, *_: object) -> None:
@@ -101,20 +109,27 @@ class Gallery(contextlib.AbstractContextManager):
     def __len__(self) -> int:
         return self._file.execute("SELECT count(*) FROM image").fetchone()[0]
 
+    def identities(self) -> dict[str, str]:
+        """The pid of each image that is there, by its path."""
+        return dict(self._file.execute("SELECT path, pid FROM image"))
+
     def stamps(self) -> dict[str, Stamp]:
         """Of each image that is there, by its path."""
         rows = self._file.execute("SELECT path, bytes, mtime_ns FROM image")
         return {path: (size, mtime) for path, size, mtime in rows}
 
     def add(self, batches: Iterable[Features], stamps: dict[str, Stamp]) -> int:
-        """Adds or replaces images, each batch whole or not at all; returns how many. stamps: of each image's file."""
+        """Adds images, each batch whole or not at all; returns how many. stamps: of each image's file.
+
+        An image that is there gets the new feature and keeps the labels it has.
+        """
         count = 0
         for batch in batches:
             columns = (batch.path, batch.pid, batch.camid, batch.domain)
             rows = zip(*(column.tolist() for column in columns), batch.feature.astype("<f4"), strict=True)
             with self._change() as file:
                 file.executemany(
-                    "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    f"INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET {REPLACED}",
                     [
                         (*labels, *stamps[labels[0]], blob := feature.tobytes(), zlib.crc32(blob))
                         for *labels, feature in rows
@@ -122,6 +137,16 @@ class Gallery(contextlib.AbstractContextManager):
                 )
             count += len(batch)
         return count
+
+    def label_unknown(self, images: Sequence[Listed]) -> int:
+        """Sets labels that are known of images that are there and lack them; returns how many images changed."""
+        lacks = "(pid = '' AND ?2 <> '') OR (camid < 0 AND ?3 >= 0) OR (domain = '' AND ?4 <> '')"
+        with self._change() as file:
+            return file.executemany(
+                "UPDATE image SET pid = iif(pid = '', ?2, pid), camid = iif(camid < 0, ?3, camid),"
+                f" domain = iif(domain = '', ?4, domain) WHERE path = ?1 AND ({lacks})",
+                images,
+            ).rowcount
 
     def label(self, images: Sequence[Listed]) -> int:
         """Sets the labels that are known of images that are there; returns how many images are."""
@@ -179,7 +204,7 @@ class Identities:
             for best_I in best_BI:
                 two = np.argsort(-best_I, kind="stable")[:2]
                 names = zip(*self._names[:, two].tolist(), best_I[two].tolist(), strict=True)
-                found.append([Named(pid, domain, min(similarity, 1)) for domain, pid, similarity in names])
+                found.append([Named(pid, domain, min(similarity, 1.0)) for domain, pid, similarity in names])
         return found
 
 

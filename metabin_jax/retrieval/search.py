@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metabin_jax.evaluation import ranking
 from metabin_jax.evaluation.distances import distance_blocks
+from metabin_jax.evaluation.thresholds import percent
 from metabin_jax.retrieval.features import Features, check_made_by, check_same_model
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import read_json
@@ -73,7 +74,8 @@ class Threshold(NamedTuple):
     def check(self, made_by: dict) -> None:
         """Raises ValueError if it was calibrated on features of another model than those `made_by`."""
         if self.made_by:
-            check_same_model(self.made_by, "the threshold", made_by, "the features")
+            advice = "calibrate again with the model of the features"
+            check_same_model(self.made_by, "the threshold", made_by, "the features", advice)
 
 
 def read_threshold(text: str) -> Threshold:
@@ -102,7 +104,7 @@ def _read_threshold_file(path: Path) -> Threshold:
         rates = [far, content["far"], low, high, *([] if tpr is None else [tpr])]
         if not all(0 <= rate <= 1 for rate in rates) or not -1.001 <= content["threshold"] <= 1.001:  # of rounding
             raise ValueError("a number in it is out of range")
-        found = "" if tpr is None else f", and {tpr:.1%} of pairs of one person above it"
+        found = "" if tpr is None else f", and {percent(tpr)} of pairs of one person above it"
         words = (
             f"threshold {content['threshold']:.4f}: calibrated for {far:.4g} of pairs of different people above it"
             f" (measured {content['far']:.4g}, 95 % interval {low:.3g} to {high:.3g}){found}"

@@ -14,8 +14,16 @@ COPY = 0.9995  # cosine similarity from which two images are taken for copies
 PART = 3  # images that each half of a double identity must have
 
 
+# What the two images of a suspect say: their own identities, `own` and `other`.
+WORDS = {
+    "copy": "labelled {own}, but nearly the same image is labelled {other}",
+    "neighbours": "labelled {own}, but its nearest images are labelled {other}",
+    "two people": "{own} may be two people: these two images of it differ as two people do",
+}
+
+
 class Suspect(NamedTuple):
-    """An image whose label is doubtful, and the image that says so; rows of the features."""
+    """An image whose label is doubtful, and the image that says so; rows of the features. reason: one of WORDS."""
 
     reason: str
     row: int

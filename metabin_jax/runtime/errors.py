@@ -39,6 +39,11 @@ def few(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """ "1 image", "2,000 images"; plural: of a noun that takes more than an s."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
 def meant(name: str, known: Iterable[str]) -> str:
     """What an unknown name was probably meant to be, or else all that it can be."""
     known = list(known)

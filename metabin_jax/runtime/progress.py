@@ -1,15 +1,30 @@
 """Progress of long work on stderr: a bar on a terminal, whole lines in a file."""
 
+import contextlib
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-from metabin_jax.runtime.devices import is_first
+from metabin_jax.runtime.devices import is_first, say
 
 LINE = "{desc}: {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+DELAY = {False: 10.0, True: 2.0}  # seconds, in a file and on a terminal
 BAR = "{desc}: {percentage:3.0f}%|{bar}| " + LINE.removeprefix("{desc}: ")
+
+
+@contextlib.contextmanager
+def patience(words: str) -> Iterator[None]:
+    """Prints the words if what is done inside takes as long as work must take to show its progress."""
+    timer = threading.Timer(DELAY[sys.stderr.isatty()], say, [words])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Lines:
@@ -26,18 +41,18 @@ class _Lines:
 class Progress(tqdm):
     """A tqdm for `total` units, over `iterable` if there is one. Process 0 alone prints.
 
-    Work that takes less than 2 s (in a file, 10 s) shows nothing. settings: of tqdm, in place of ours.
+    Work that takes less than DELAY shows nothing. settings: of tqdm, in place of ours.
     """
 
     monitor_interval = 0  # no thread beside ours
 
     def __init__(self, what: str, total: int, iterable: Iterable | None = None, unit: str = "images", **settings: Any):
         self._moves = sys.stderr.isatty()
-        ours = {"file": sys.stderr, "bar_format": BAR, "delay": 2.0, "mininterval": 0.1}
+        ours = {"file": sys.stderr, "bar_format": BAR, "mininterval": 0.1}
         if not self._moves:
-            ours = {"file": _Lines(), "bar_format": LINE, "delay": 10.0, "mininterval": 10.0}
+            ours = {"file": _Lines(), "bar_format": LINE, "mininterval": 10.0}
         # Without smoothing, the rate is the mean over all that was done.
-        ours |= {"miniters": 1, "smoothing": 0, "disable": not is_first()}
+        ours |= {"delay": DELAY[self._moves], "miniters": 1, "smoothing": 0, "disable": not is_first()}
         super().__init__(iterable, what, total, unit=f" {unit}", **(ours | settings))
 
     def start_clock(self, done: int = 0) -> None:

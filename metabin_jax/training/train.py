@@ -110,7 +110,9 @@ def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placemen
         state = first_state(run, checkpoints, placement.whole)
         start = int(state.step)
         if start < total:
-            say(f"{describe(run)}: from step {start} to {total}, compiling first")
+            say(
+                f"{describe(run)}: from step {start} to {total}, compiling first (half a minute, longer for large nets)"
+            )
             if config.data.resident:
                 step_fn = resident.several_steps(step_fn)
                 more += (resident.put(images, run.data.pid, run.data.domain, placement.whole),)
@@ -119,7 +121,9 @@ def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placemen
             for raw in read_batches(run, images, start, total):
                 batch = placement.put(raw)
                 if batch.num_steps not in programs:
+                    began = time.monotonic()
                     programs[batch.num_steps] = compile_ahead(step_fn, state, batch, *more)
+                    say(f"compiled in {time.monotonic() - began:.0f} s")
                 state, metrics = programs[batch.num_steps](state, batch, *more)
                 step += batch.num_steps
                 writer.step(step, metrics, images_per_step * batch.num_steps, batch.num_steps)

@@ -97,6 +97,8 @@ def load(
 def own_config(model: str | Path) -> ConfigDict:
     """The config of the run in a workdir or, for a file of weights, the defaults with the net that it holds."""
     path = Path(model).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train or a file of weights")
     if not path.is_file():
         return read_config(path)
     net, _ = _recognised(path, path.stat().st_mtime_ns)

@@ -138,7 +138,7 @@ def test_a_broken_image_is_named_and_leaves_no_cache(tmp_path, kind, suffix):
     good, bad = tmp_path / "good.png", tmp_path / f"bad{suffix}"
     pattern("RGB").save(good)
     broken_file(bad, kind)
-    with pytest.raises(ValueError, match=rf"1 of 2 images are broken; repair or remove: \S*bad\{suffix}\.$"):
+    with pytest.raises(ValueError, match=rf"1 of 2 images is broken; repair or remove: \S*bad\{suffix}\.$"):
         load_images([record(good), record(bad)], SIZE, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -175,7 +175,7 @@ def test_a_template_that_cannot_work(tmp_path, template, words):
 
 def test_what_is_not_understood_gets_a_template_to_start_from(tmp_path):
     plant(tmp_path, ["x.jpg", "deep/down/y z.jpg", "notes.txt"], {})
-    with pytest.raises(UserError, match=r"has no known layout, as in .*\.jpg: .*--template='.*\{pid\}.*jpg'"):
+    with pytest.raises(UserError, match=r"has no known layout, as in .*\.jpg: .*--template='\{pid\}_\{\}'"):
         layouts.index(tmp_path)
     with pytest.raises(UserError, match="holds no image"):
         layouts.index((tmp_path / "deep" / "empty").mkdir(parents=True) or tmp_path / "deep" / "empty")
@@ -191,7 +191,7 @@ def test_the_command_writes_what_the_other_commands_read(tmp_path, capsys):
     assert cli.main(["index", str(root), f"--output={output}"]) == 0
     out = capsys.readouterr().out
     assert "one folder per identity: 3 images of 2 identities, 0 cameras" in out
-    assert "3 images have no camera" in out
+    assert "images without a camera, which evaluation compares with all others: 3" in out
     assert "Ann/1.jpg  ->  identity Ann, camera ?, domain my pictures, split all" in out
     for words in (
         "hidden files: 1 (.hidden.jpg)",

@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from metabin_jax import cli
+from metabin_jax.data.manifest import read_csv
 from metabin_jax.data.records import Record, read_folder
+from metabin_jax.runtime.errors import UserError
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -83,6 +86,19 @@ def test_folder_errors(tmp_path, files, domains, error, sentence):
     touch(tmp_path, *files)
     with pytest.raises(error, match=sentence):
         read_folder(tmp_path, domains)
+
+
+def test_another_layout_leads_to_index(tmp_path):
+    """Its advice is taken: the manifest has the images."""
+    for name in ("Ann", "Bo"):
+        (tmp_path / "p" / "shop" / name).mkdir(parents=True)
+        (tmp_path / "p" / "shop" / name / "1.jpg").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"shop has another layout than .*, as in Ann/1\.jpg: let metabin index \S*p make"
+    ):
+        read_folder(tmp_path / "p")
+    assert cli.main(["index", str(tmp_path / "p"), f"--output={tmp_path}/p.csv"]) == 0
+    assert len(read_csv(tmp_path / "p.csv")) == 2
 
 
 def test_missing_root(tmp_path):

@@ -298,7 +298,7 @@ def test_an_embedding_that_is_no_number_is_a_difference(capsys, tmp_path, workdi
     [
         ({"to": "coreml"}, "--to must be one of stablehlo, onnx, tflite, tflite-int8; got 'coreml'"),
         ({"to": ""}, "argument --to: must not be empty"),
-        ({"workdir": "{dir}/no"}, "config.json does not exist: name a workdir of metabin train"),
+        ({"workdir": "{dir}/no"}, "no does not exist: name a workdir of metabin train or a file of weights"),
         ({"workdir": "{dir}/untrained"}, "holds no checkpoint: train there first"),
         ({"output": "{dir}/no/net"}, "{dir}/no/net cannot be written: there is no folder {dir}/no."),
         ({"output": "{dir}/untrained"}, "untrained cannot be written: it is a folder"),

@@ -197,7 +197,7 @@ def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, mon
         ([], "the following arguments are required: --model"),
         (["--output=x"], "the following arguments are required: --model"),
         ([straight[0]], "the following arguments are required: --model"),
-        ([f"--model={tmp_path / 'no'}"], "no/config.json does not exist: name a workdir of metabin train"),
+        ([f"--model={tmp_path / 'no'}"], "no does not exist: name a workdir of metabin train or a file of weights"),
         ([f"--model={tmp_path / 'run'}"], "holds no checkpoint: train there first"),
         ([run, "--outptu=x"], "there is no option '--outptu': did you mean --output?"),
         ([run, "--config.method=bn"], "config.method was fixed by the training"),

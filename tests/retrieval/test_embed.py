@@ -116,7 +116,7 @@ def test_broken_images_are_left_out_and_named(capsys, straight, pictures, tmp_pa
     output.unlink()
     (tmp_path / "list.csv").write_text("path\nempty.png\nno.png\n")
     status, out, err = run(capsys, "embed", tmp_path / "list.csv", *arguments)
-    assert (status, out) == (2, "") and "none of the 2 images can be read; the first is" in err
+    assert (status, out) == (2, "") and "no image can be read, of 2; the first is" in err
     assert not output.exists()
 
 
@@ -206,7 +206,7 @@ def test_the_digest_tells_weights_apart(straight):
     [
         ([], "the following arguments are required: IMAGES, --model"),
         (["{pictures}"], "the following arguments are required: --model"),
-        (["{pictures}", "--model={dir}/no"], "config.json does not exist: name a workdir of metabin train"),
+        (["{pictures}", "--model={dir}/no"], "no does not exist: name a workdir of metabin train or a file of weights"),
         (["{pictures}", "--model={dir}/fresh"], "holds no checkpoint: train there first"),
         (["{dir}/no", "--model={run}"], "no does not exist: name a folder of images"),
         (["{dir}/empty", "--model={run}"], "empty holds no image"),
@@ -253,7 +253,7 @@ def test_from_images_to_same_or_different(capsys, straight, pictures, tmp_path):
     query = pictures / "west" / "0002_c1_1.png"
     arguments = (f"--query={query}", f"--gallery={gallery}", model, f"--threshold={threshold}")
     status, out, err = run(capsys, "search", *arguments, "-k", 99, f"--output={table}")
-    assert status == 0 and out.splitlines()[0] == f"{table} has 15 rows (queries: 1)"
+    assert status == 0 and out.splitlines()[0] == f"{table} has 15 rows of 1 query"
     assert "calibrated for 0.1 of pairs of different people above it" in out
     assert err.splitlines() == [
         "queries that are in the gallery and left out of their own lists: 1",

@@ -151,7 +151,7 @@ def test_images_and_folders_are_removed(tmp_path):
 
 def test_another_model_is_refused(tmp_path):
     filled(tmp_path / "g.db")[0].__exit__()
-    with pytest.raises(UserError, match=r"the model is of another model than .*g\.db: "):
+    with pytest.raises(UserError, match=r"--model is of another model than the one of .*g\.db: "):
         Gallery(tmp_path / "g.db", MADE_BY | {"weights": "cd" * 32})
 
 
@@ -215,3 +215,21 @@ def test_the_nearest_identity_and_the_runner_up_are_those_of_a_loop():
     assert wrong == 0
     with pytest.raises(UserError, match="no image of the gallery has an identity: metabin gallery label"):
         Identities(some_features(3, pid=np.array([""] * 3)))
+
+
+def test_adding_keeps_labels_and_fills_in_what_is_unknown(tmp_path):
+    gallery, one = filled(tmp_path / "g.db", pid=np.array(["", "Ann", "", "Bo", "Cy", "Di"]), camid=np.full(6, -1))
+    first, second, third = one.path.tolist()[:3]
+    with gallery:
+        listed = [Listed(first, "Eve", 4, "x"), Listed(second, "Fay", 5, "x"), Listed("/elsewhere.jpg", "Gil")]
+        assert gallery.label_unknown(listed) == 2
+        assert gallery.label_unknown(listed) == 0
+        assert gallery.label_unknown([Listed(third)]) == 0
+        changed = some_features(2, path=np.array([second, third]), pid=np.array(["Hal", "Ida"]), camid=np.array([6, 7]))
+        gallery.add([changed], {second: (2, 2), third: (2, 2)})
+        found, names = gallery.features(), gallery.identities()
+    row = {path: number for number, path in enumerate(found.path.tolist())}
+    labels = {path: (found.pid[row[path]], found.camid[row[path]]) for path in (first, second, third)}
+    assert labels == {first: ("Eve", 4), second: ("Ann", 5), third: ("Ida", 7)}
+    assert names == dict(zip(found.path.tolist(), found.pid.tolist(), strict=True))
+    assert np.array_equal(found.feature[row[third]], changed.feature[1])

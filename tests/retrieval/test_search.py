@@ -96,7 +96,7 @@ def test_the_decision_is_strict_and_says_how_often_it_is_wrong(tmp_path):
     assert rows[2][3:7] == ("/bilder/größe/0.jpg", "Zoë", None, "")
     assert threshold.words == (
         "threshold 0.5000: calibrated for 0.001 of pairs of different people above it (measured 0.0008, 95 % interval"
-        " 0.0004 to 0.0019), and 62.5% of pairs of one person above it"
+        " 0.0004 to 0.0019), and 62.5 % of pairs of one person above it"
     )
     assert [row[-1] for row in search.rows(some_features(1), gallery, [matches], None)] == ["", "", ""]
 

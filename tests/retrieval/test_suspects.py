@@ -71,11 +71,13 @@ def test_the_command(capsys, tmp_path):
     one.pid[10] = "5"
     features.write(tmp_path / "f.npz", one)
     assert cli.main(["doctor", f"{tmp_path}/f.npz", f"--output={tmp_path}/s.csv"]) == 0
-    assert f"1 doubtful labels are in {tmp_path}/s.csv: neighbours 1" in capsys.readouterr().out
+    assert f"1 doubtful label in {tmp_path}/s.csv: neighbours 1" in capsys.readouterr().out
     with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["reason"], row["path"], row["pid"], row["other_pid"]) == ("neighbours", "/d/10.jpg", "5", "1")
     assert cli.main(["doctor", f"{tmp_path}/f.npz", f"--output={tmp_path}/s.html"]) == 0
-    assert "neighbours" in (tmp_path / "s.html").read_text(encoding="utf-8")
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert "Doubtful labels: 1" in page
+    assert "<p>/d/10.jpg: labelled 5, but its nearest images are labelled 1</p>" in page
     assert cli.main(["doctor", "--output=x.csv"]) == 2
     assert "--output needs the images" in capsys.readouterr().err

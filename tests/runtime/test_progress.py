@@ -1,4 +1,5 @@
 import sys
+import time
 
 import pytest
 import tqdm.std
@@ -56,3 +57,14 @@ def test_another_process_shows_nothing(clock, capsys, monkeypatch):
     monkeypatch.setattr(progress, "is_first", lambda: False)
     work(clock, 5, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_long_waits_are_explained_and_short_ones_are_not(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", {False: 0.05, True: 0.05})
+    with progress.patience("compiling the net"):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+    with progress.patience("compiling the net"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "compiling the net\n"

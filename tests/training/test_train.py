@@ -319,7 +319,7 @@ def broken(config):
         (lambda config: config.update(method="x"), "config.method must be one of"),
         (uneven, "the base batch of 9 images does not divide over 2 devices"),
         (unmarked, "domain 'west' has no gallery image"),
-        (broken, "1 of 16 images are broken"),
+        (broken, "1 of 16 images is broken"),
     ],
 )
 def test_errors_come_before_the_workdir(change, message, tmp_path):
