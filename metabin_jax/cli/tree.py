@@ -12,6 +12,7 @@ from metabin_jax.cli.index import index
 from metabin_jax.cli.options import Command, Parser
 from metabin_jax.cli.retrieval import calibrate, embed, search
 from metabin_jax.cli.training import evaluate, export, plan, prepare, report, train
+from metabin_jax.runtime import huge_pages
 from metabin_jax.runtime.errors import Stopped, UserError, meant, printable
 
 COMMANDS = (index, train, evaluate, report, embed, search, calibrate, export, doctor, prepare, plan)
@@ -20,6 +21,7 @@ GROUPS = {"gallery": ("Keep a gallery that grows in one file, and ask who is on 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit status. What the user can mend is one sentence and exit status 2."""
+    is_own_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     if argv in ([], ["help"]):
         argv = ["--help"]
@@ -31,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         options = parser.parse_args(argv)
     except SystemExit as done:  # by argparse, after --help, --version or a mistake
         return int(done.code or 0)
+    if is_own_process and options.command == "train":
+        huge_pages.start_again()
     try:
         return options.run(options) or 0
     except Stopped as stopped:
