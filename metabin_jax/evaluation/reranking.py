@@ -3,13 +3,17 @@
 Neighbours are ordered by cosine distance; equal distances keep the order of the images.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
 
 from metabin_jax.evaluation.distances import Blocks, distance_blocks, unit_length
 from metabin_jax.evaluation.inputs import check_features
 from metabin_jax.evaluation.ranking import rank
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # Images whose expanded neighbour sets are found at a time.
 _SET_ROWS = 1024
@@ -112,20 +116,22 @@ def _neighbours(image_ND: NDArray, count: int) -> tuple[NDArray[np.int64], NDArr
     return neighbour_NK, farthest_N
 
 
-def _rows_of(column_NK: NDArray[np.int64], value_NK: NDArray) -> csr_array:
+def _rows_of(column_NK: NDArray[np.int64], value_NK: NDArray) -> "csr_array":
     """The sparse matrix [N, N] with these values in these columns of its rows."""
     num_image, width = column_NK.shape
     start = np.arange(0, column_NK.size + 1, width)
+    from scipy.sparse import csr_array  # late: a search needs none of it
+
     return csr_array((value_NK.ravel(), column_NK.ravel(), start), shape=(num_image, num_image))
 
 
-def _reciprocal(neighbour_NK: NDArray[np.int64]) -> csr_array:
+def _reciprocal(neighbour_NK: NDArray[np.int64]) -> "csr_array":
     """int32 [N, N]: 1 where two images are each among the other's neighbours."""
     is_neighbour_NN = _rows_of(neighbour_NK, np.ones(neighbour_NK.shape, np.int32))
     return is_neighbour_NN.multiply(is_neighbour_NN.T).tocsr()
 
 
-def _weights(image_ND: NDArray, neighbour_NK: NDArray[np.int64], farthest_N: NDArray, k1: int) -> csr_array:
+def _weights(image_ND: NDArray, neighbour_NK: NDArray[np.int64], farthest_N: NDArray, k1: int) -> "csr_array":
     """V [N, N] before its mean over neighbours: exp(-d) over the expanded k-reciprocal sets, each row of sum 1."""
     whole_NN, half_NN = _reciprocal(neighbour_NK[:, : k1 + 1]), _reciprocal(neighbour_NK[:, : round(k1 / 2) + 1])
     half_size_N = half_NN.sum(axis=1)
@@ -145,10 +151,12 @@ def _weights(image_ND: NDArray, neighbour_NK: NDArray[np.int64], farthest_N: NDA
             columns.append(column_C)
             weights.append(weight_C / weight_C.sum())
     starts = np.cumsum([0, *map(len, columns)])
+    from scipy.sparse import csr_array
+
     return csr_array((np.concatenate(weights), np.concatenate(columns), starts), shape=whole_NN.shape)
 
 
-def _add_jaccard(distance_QG: NDArray, weight_NN: csr_array, factor: float) -> None:
+def _add_jaccard(distance_QG: NDArray, weight_NN: "csr_array", factor: float) -> None:
     """Adds factor times the Jaccard distance, in place, query by query."""
     num_query = len(distance_QG)
     total_N = weight_NN.sum(axis=1)

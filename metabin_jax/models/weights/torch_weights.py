@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from scipy.special import ndtri
 
 from metabin_jax.models.weights import torch_files, torch_layouts
 from metabin_jax.models.weights.recognition import fitting
@@ -175,7 +175,7 @@ def _identity_expansion(layout: Layout, ours: Mapping[str, Any], values: Arrays)
     channels = kernel.shape[2]
     if not scale.shape == bias.shape == (channels,):
         return {}
-    quantiles = ndtri((np.arange(1000) + 0.5) / 1000)[:, None]
+    quantiles = np.array([NormalDist().inv_cdf((number + 0.5) / 1000) for number in range(1000)])[:, None]
     output = np.clip(bias[None] + scale[None] * quantiles, 0, 6)
     mean, var = output.mean(0), output.var(0)
     return {
