@@ -27,6 +27,7 @@ docs: $(VENV)/.installed-dev
 	mkdir -p .cache/docs
 	git ls-files -z '*.md' '*.png' '*.py' '*.ipynb' LICENSE CITATION.cff | xargs -0 cp --parents -t .cache/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open .cache/site/index.html"
 
 fuzz: $(VENV)/.installed-dev
 	CASES=800 $(PY) -m pytest tests/properties

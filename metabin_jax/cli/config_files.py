@@ -29,6 +29,8 @@ def load_config(name_or_file: str, fields: Mapping[str, str] | None = None) -> C
     file = _find(name)
     try:
         config = runpy.run_path(file)["get_config"](*[preset] if preset else [])
+    except UserError:
+        raise
     except Exception as error:
         lines = [f"line {at.lineno}" for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
         where = ", ".join([file, *lines[-1:]])

@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         huge_pages.start_again()
     try:
         return options.run(options) or 0
+    except KeyboardInterrupt:
+        print(f"metabin {options.command}: interrupted", file=sys.stderr)
+        return 130
     except Stopped as stopped:
         print(f"metabin {options.command}: {stopped}", file=sys.stderr)
         return stopped.status

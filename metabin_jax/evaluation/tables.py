@@ -15,7 +15,8 @@ from metabin_jax.runtime.errors import printable
 
 HEADER = ("target", "result", *METRICS, "splits", "queries")
 OURS, REPORTED = "ours", "paper (reported)"
-INTERVAL_NOTE = "ours: mean ± deviation over the splits [95 % interval from resampled persons and splits], in %"
+INTERVAL_NOTE = "ours: mean [95 % interval from resampled persons], in %"
+SPLITS_NOTE = "ours: mean ± deviation over the splits [95 % interval from resampled persons and splits], in %"
 
 
 def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,7 +26,10 @@ def as_dict(protocol: Protocol, summaries: Sequence[Summary], ours: Sequence[str
     """
     # The mean over all of the protocol's targets says nothing about that over some of them.
     complete = {summary.name for summary in summaries} >= set(protocol.targets)
-    notes = [INTERVAL_NOTE, *(f"{OURS}: {how}" for how in ours)]
+    notes = [
+        SPLITS_NOTE if any(s.splits > 1 for s in summaries) else INTERVAL_NOTE,
+        *(f"{OURS}: {how}" for how in ours),
+    ]
     notes += [f"splits of {s.name}: {s.split_source}" for s in summaries if s.split_source]
     notes += [f"{s.name}: {s.unmatched:,} queries have no match and are left out" for s in summaries if s.unmatched]
     notes += [f"{REPORTED}: {p.label}: not measured here; {p.source}" for p in protocol.published]

@@ -1,5 +1,6 @@
 """Backbone, average pooling, BNNeck ([31]) and classifier."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from functools import partial
@@ -77,7 +78,7 @@ def create(
     name: 'mobilenetv2_W' (paper variant at any width W, e.g. mobilenetv2_1.4), 'mobilenetv2_standard_W' or one of
     BACKBONES. norm: one of norm.LAYERS. dtype: compute type (None: that of the image); params, rho, moments, features
     and logits stay float32. neck: whether there is a BNNeck. kw goes to the backbone. Raises UserError for an unknown
-    name.
+    name or a kw that the backbone does not have.
     """
     mobilenet = re.fullmatch(r"mobilenetv2_(standard_)?(\d+(?:\.\d+)?)", name)
     backbone = BACKBONES.get(name)
@@ -88,6 +89,9 @@ def create(
             f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, or one of "
             f"{', '.join(BACKBONES)}; got {name!r}"
         )
+    fields = {field.name for field in dataclasses.fields(getattr(backbone, "func", backbone))}
+    if unknown := [setting for setting in kw if setting not in fields]:
+        raise UserError(f"the net {name} has no {unknown[0]}, which this needs: choose another net or method")
     if classifier_init not in CLASSIFIER_INITS:
         raise ValueError(f"classifier_init must be one of {', '.join(CLASSIFIER_INITS)}; got {classifier_init!r}")
     return ReID(backbone(norm=norms.create(norm, dtype), dtype=dtype, **kw), num_classes, classifier_init, neck)

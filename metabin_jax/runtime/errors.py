@@ -2,7 +2,9 @@
 
 import difflib
 import importlib.util
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -24,13 +26,16 @@ class Stopped(Exception):
 
 
 def needs(what: str, extra: str, *modules: str, otherwise: str = "") -> None:
-    """Raises UserError if a module that `what` imports is not installed; it says how to install metabin_jax[extra].
+    """Raises UserError if a module that `what` imports is not installed; it gives the command that installs the extra.
 
     otherwise: what to do besides, or instead of, installing the extra.
     """
     missing = [module.replace("_", "-") for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise UserError(f"{what} needs {' and '.join(missing)}: pip install 'metabin_jax[{extra}]'{otherwise}")
+        root = Path(__file__).parents[2]
+        package = f"-e '{root}[{extra}]'" if (root / "pyproject.toml").is_file() else f"'metabin_jax[{extra}]'"
+        command = f"{sys.executable} -m pip install {package}"
+        raise UserError(f"{what} needs {' and '.join(missing)}: {command}{otherwise}")
 
 
 def few(names: Iterable[str], most: int = 5) -> str:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from metabin_jax import cli
+
 
 def test_search_needs_neither_torch_nor_matlab_files():
     script = (
@@ -12,3 +14,12 @@ def test_search_needs_neither_torch_nor_matlab_files():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_ctrl_c_is_one_sentence(capsys, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metabin_jax.report.doctor.examine", interrupted)
+    assert cli.main(["doctor", "pictures"]) == 130
+    assert capsys.readouterr().err == "metabin doctor: interrupted\n"

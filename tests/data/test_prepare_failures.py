@@ -132,10 +132,11 @@ def test_all_refuses_what_may_be_another_set(raw, data_dir, capsys):
         (["viper", "--manual_dir={raw}", "--manual=x"], "there is no option '--manual': did you mean --manual_dir?"),
         (["viper", "--manual_dir={raw}", "--allow_incomplete=x"], "--allow_incomplete: ignored explicit argument"),
         (["vipr", "--manual_dir={raw}"], "there is no data set 'vipr': choose from all, folder, cuhk01, "),
+        (["viper", "--manual_dir={raw}/empty"], "empty is empty: unpack the data sets"),
         (["viper", "--manual_dir={raw}/no"], "no does not exist or is not a folder"),
-        (["viper", "--manual_dir={raw}"], "does not hold, itself or below, what was looked for: viper"),
+        (["viper", "--manual_dir={raw}"], "does not hold, itself or below, what was looked for: viper (below viper"),
         (["all", "--manual_dir={raw}/no"], "no does not exist or is not a folder"),
-        (["all", "--manual_dir={raw}"], "what was looked for: cuhk01"),
+        (["all", "--manual_dir={raw}"], "what was looked for: cuhk01, cuhk02, "),
         (["folder", "--manual_dir={raw}/no"], "no does not exist or is not a folder"),
         (["folder", "--manual_dir={raw}/named"], "my yard: a domain's name may have letters, digits and _ + - . only"),
         (["folder", "--manual_dir={raw}/known"], "viper has the name of a published set: run metabin prepare viper"),
@@ -143,6 +144,7 @@ def test_all_refuses_what_may_be_another_set(raw, data_dir, capsys):
     ],
 )
 def test_what_cannot_be_prepared_is_one_sentence_and_leaves_nothing(capsys, raw, data_dir, arguments, message):
+    (raw / "empty").mkdir(parents=True)
     small_folder(raw / "named", "my yard")
     small_folder(raw / "known", "viper")
     small_folder(raw / "taken", "taken")

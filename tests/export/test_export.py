@@ -325,7 +325,7 @@ def test_a_missing_package_is_named_with_what_installs_it(capsys, tmp_path, work
     status, out, err = command(capsys, workdir, tmp_path / "net", to)
     assert (status, out, err.count("\n")) == (2, "", 1)
     needs, extra = " and ".join(FORMATS[to].needs).replace("_", "-"), "tflite" if "tflite" in to else "export"
-    assert err.startswith(f"metabin export: --to={to} needs {needs}: pip install 'metabin_jax[{extra}]'")
+    assert err.startswith(f"metabin export: --to={to} needs {needs}: ") and f"[{extra}]'" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -142,6 +142,7 @@ def test_kernels_start_as_documented():
         ({"name": "resnet18"}, "model must be mobilenetv2_W .* got 'resnet18'"),
         ({"name": "mobilenetv2_"}, "model must be .* got 'mobilenetv2_'"),
         ({"name": "mobilenetv2_0"}, "a width W of 0.1 or more, .* got 'mobilenetv2_0'"),
+        ({"name": "osnet_x0_25", "mixes_styles": True}, "the net osnet_x0_25 has no mixes_styles, which this needs: "),
         ({"name": "tiny", "norm": "ibn"}, "norm must be one of .* got 'ibn'"),
         ({"name": "tiny", "classifier_init": "zeros"}, "classifier_init must be one of normal, uniform; got 'zeros'"),
     ],

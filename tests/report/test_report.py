@@ -215,10 +215,7 @@ def test_what_cannot_be_reported_is_one_sentence(capsys, straight, tmp_path, mon
     for module in ("metabin_jax.report", "metabin_jax.report.page"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert (
-        "the report needs jinja2: pip install 'metabin_jax[report]'"
-        in report(capsys, run, f"--output={tmp_path / 'new.html'}")[2]
-    )
+    assert "the report needs jinja2: " in report(capsys, run, f"--output={tmp_path / 'new.html'}")[2]
 
 
 def test_a_failure_leaves_the_page_before(straight, tmp_path, monkeypatch):

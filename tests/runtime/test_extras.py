@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_run import draw_folder
 
+from metabin_jax.runtime import errors
 from metabin_jax.runtime.errors import UserError, needs
+
+ROOT = Path(__file__).parents[2]
+PIP = f"{sys.executable} -m pip install"
 
 HIDDEN = (
     *("tensorflow_datasets", "importlib_resources", "h5py", "flatbuffers", "jinja2", "pyarrow", "torch", "safetensors"),
@@ -42,17 +47,22 @@ def test_only_what_needs_an_extra_imports_it(tmp_path):
     assert result.returncode == 0, result.stderr
     shape, prepared, first, *_ = result.stdout.splitlines()
     assert shape == "(16, 8, 8, 3)"
-    assert prepared == "reading prepared sets needs tensorflow-datasets: pip install 'metabin_jax[sets]'"
+    assert prepared == f"reading prepared sets needs tensorflow-datasets: {PIP} -e '{ROOT}[sets]'"
     assert first == f"folder of domains {data}"
     assert result.stderr == (
         "metabin prepare: preparing data sets needs tensorflow-datasets and importlib-resources and h5py: "
-        "pip install 'metabin_jax[sets]'\n"
+        f"{PIP} -e '{ROOT}[sets]'\n"
     )
 
 
 def test_a_missing_extra_is_one_sentence():
     needs("counting", "numbers", "numpy", "json")
-    with pytest.raises(
-        UserError, match=r"^counting needs no-such-module: pip install 'metabin_jax\[numbers\]', or stop$"
-    ):
+    with pytest.raises(UserError) as error:
         needs("counting", "numbers", "numpy", "no_such_module", otherwise=", or stop")
+    assert str(error.value) == f"counting needs no-such-module: {PIP} -e '{ROOT}[numbers]', or stop"
+
+
+def test_an_installed_package_names_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages/metabin_jax/runtime/errors.py"))
+    with pytest.raises(UserError, match=r"pip install 'metabin_jax\[numbers\]'$"):
+        needs("counting", "numbers", "no_such_module")

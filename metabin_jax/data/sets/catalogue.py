@@ -184,7 +184,7 @@ def find(path: str | Path, name: str = "") -> tuple[DataSet, Path]:
     found = [(data_set, root) for data_set, root in _all_at(path) if data_set.name in names]
     found = [(data_set, root) for data_set, root in found if (SETS.get(data_set.part_of), root) not in found]
     if not found:
-        sought = "; ".join(str(SETS[name]) for name in names)
+        sought = str(SETS[name]) if name else f"{', '.join(names)}; one of them by name says what its folder must hold"
         raise UserError(f"{path} does not hold, itself or below, what was looked for: {sought}.")
     if len(found) > 1:
         candidates = ", ".join(f"{data_set.name} in {root}" for data_set, root in found)

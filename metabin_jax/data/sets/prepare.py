@@ -28,6 +28,8 @@ def prepare(name: str, manual_dir: str | Path, data_dir: str | Path, allow_incom
     """
     needs("preparing data sets", "sets", "tensorflow_datasets", "importlib_resources", "h5py")
     manual_dir, data_dir = (Path(os.path.abspath(os.path.expanduser(folder))) for folder in (manual_dir, data_dir))
+    if manual_dir.is_dir() and not any(manual_dir.iterdir()):
+        raise UserError(f"{manual_dir} is empty: unpack the data sets that you may use there")
     if name == "folder":
         for domain in _domains(manual_dir):
             _prepare(domain, manual_dir, data_dir, allow_incomplete)
