@@ -169,12 +169,13 @@ def differences(lines: Sequence[Line], compared: Sequence[tuple[str, str]] = COM
     for first, second in compared:
         found = [difference(lines, first, second, metric) for metric in METRICS]
         if found[0].pairs:
-            cells = [f"{each.mean:+.1f} [{each.low:+.1f}, {each.high:+.1f}]" for each in found]
             r1 = found[0]
+            is_one = r1.pairs == 1  # which has no interval
+            cells = [f"{d.mean:+.1f}" + ("" if is_one else f" [{d.low:+.1f}, {d.high:+.1f}]") for d in found]
+            p, visible = ("-", "-") if is_one else (p_value(r1.p), f"{r1.visible:.1f}")
             body.append(
-                [f"{first} - {second}", cells[0], p_value(r1.p), cells[1], f"{r1.visible:.1f}",
-                 f"{r1.ahead} of {r1.targets}", r1.pairs]
-            )  # fmt: skip
+                [f"{first} - {second}", cells[0], p, cells[1], visible, f"{r1.ahead} of {r1.targets}", r1.pairs]
+            )
     header = ["difference in points", "R-1 [95 % interval]", "p", "mAP [95 % interval]", "visible", "ahead", "pairs"]
     return markdown(header, body)
 

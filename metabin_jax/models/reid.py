@@ -89,7 +89,8 @@ def create(
             f"model must be mobilenetv2_W or mobilenetv2_standard_W with a width W of {MIN_WIDTH} or more, or one of "
             f"{', '.join(BACKBONES)}; got {name!r}"
         )
-    fields = {field.name for field in dataclasses.fields(getattr(backbone, "func", backbone))}
+    kind: Any = getattr(backbone, "func", backbone)  # within a partial
+    fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := [setting for setting in kw if setting not in fields]:
         raise UserError(f"the net {name} has no {unknown[0]}, which this needs: choose another net or method")
     if classifier_init not in CLASSIFIER_INITS:

@@ -80,3 +80,10 @@ def test_other_seeds_train_the_chosen_trial_alone(tmp_path, monkeypatch):
 
 def test_methods_are_what_they_say():
     assert len({row.run for method in METHODS for row in trials(method)}) == len(METHODS) * len(comparison.TRIALS)
+
+
+def test_one_pair_has_a_difference_and_no_interval():
+    one = {"mall": ([(0.5, 0.25), (0.4, 0.2)], [])}
+    lines = lines_of("BN", one) + lines_of("BIN", one)
+    (row,) = [line for line in comparison.differences(lines).splitlines() if line.startswith("| BIN - BN")]
+    assert "nan" not in row and row.endswith("| 1 of 1 | 1 |") and " - | " in row
