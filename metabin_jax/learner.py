@@ -104,6 +104,8 @@ class Learner:
         variables = {"params": state.params, "rho": state.rho, "batch_stats": state.batch_stats}
         rngs = None if batch.key is None else {"noise": batch.key}
         outputs, updated = self.model.apply(variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs)
+        if not isinstance(outputs, tuple) or len(outputs) != len(Outputs._fields):
+            raise TypeError(f"the model must return learner.Outputs({', '.join(Outputs._fields)}), not {type(outputs)}")
         return Outputs(*outputs), updated.get("batch_stats", {})
 
     def base_loss(self, state: TrainState, xb: Batch) -> tuple[Array, tuple[Metrics, dict[str, Tree]]]:
@@ -127,8 +129,9 @@ class Learner:
 
 def check(batch: Batch) -> None:
     """Raises AssertionError for arrays of the wrong rank or of different lengths."""
-    chex.assert_rank([batch.image, batch.pid, batch.domain], [4, 1, 1])
-    chex.assert_equal_shape_prefix([batch.image, batch.pid, batch.domain], 1)
+    shapes = "a batch is image [N, H, W, 3], pid [N] and domain [N]"
+    chex.assert_rank([batch.image, batch.pid, batch.domain], [4, 1, 1], custom_message=shapes)
+    chex.assert_equal_shape_prefix([batch.image, batch.pid, batch.domain], 1, custom_message=shapes)
 
 
 def evaluate(loss_set: Losses, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:

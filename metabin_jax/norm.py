@@ -55,6 +55,13 @@ def _moments_about_row(x_NHWC: Array) -> tuple[Array, Array]:
     return mean_NC + row_NC, jnp.square(shifted_NHWC).mean((1, 2)) - jnp.square(mean_NC)
 
 
+def _check(x_NHWC: Array) -> None:
+    """Raises AssertionError for another rank than 4, and TypeError for integers, to which the output would be cut."""
+    chex.assert_rank(x_NHWC, 4, custom_message="a norm layer takes [N, H, W, C]")
+    if not jnp.issubdtype(x_NHWC.dtype, jnp.floating):
+        raise TypeError(f"a norm layer takes floats, not {x_NHWC.dtype}")
+
+
 class Affine(NamedTuple):
     """A norm layer as y = batch * x + instance * xI + shift, each [C]; xI is x standardised image by image.
 
@@ -121,7 +128,7 @@ class Norm(nn.Module):
 
     def coefficients(self, x_NHWC: Array, train: bool) -> tuple[Array, Array]:
         """Scale and shift of y = x * scale + shift, each [N, C] or [1, C], in the moments' precision."""
-        chex.assert_rank(x_NHWC, 4)
+        _check(x_NHWC)
         mean_NC, var_NC = instance_moments(x_NHWC)
         batch, channels = None, x_NHWC.shape[-1]
         if train:
@@ -235,7 +242,7 @@ class HalfNorm(Norm):
         return Affine(*map(jnp.concatenate, zip(*filled, strict=True)))
 
     def coefficients(self, x_NHWC: Array, train: bool) -> tuple[Array, Array]:
-        chex.assert_rank(x_NHWC, 4)
+        _check(x_NHWC)
         halves = [layer.coefficients(x_NHWC[..., own], train) for layer, own in self.halves(x_NHWC.shape[-1])]
         full = [[jnp.broadcast_to(a, (x_NHWC.shape[0], a.shape[1])) for a in half] for half in halves]
         scale_NC, shift_NC = (jnp.concatenate(pair, axis=1) for pair in zip(*full, strict=True))

@@ -1,6 +1,7 @@
 """Records, one per image: where it is and what it shows; and how a folder of domains is read."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,8 +53,8 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     if next(images(root), None) or set(names) & set(SPLIT_FOLDERS):
         raise UserError(
             f"{root} holds the images of one domain, but a folder of domains is expected: point to its parent folder"
-            f" and choose this domain by name, as in --config.data.path={root.absolute().parent}"
-            f" --config.data.train_domains={root.absolute().name} --config.data.domain_by=camera."
+            f" and choose this domain by name, as in --config.data.path={shlex.quote(str(root.absolute().parent))}"
+            f" --config.data.train_domains={shlex.quote(root.absolute().name)} --config.data.domain_by=camera."
         )
     if not names:
         raise UserError(f"{root} holds no domain: give the images of each domain a sub-folder of their own.")
@@ -117,7 +118,7 @@ def read_domain(folder: Path, domain: str) -> list[Record]:
         deeper = next((path for path in below if path.parent.as_posix() not in SPLIT_FOLDERS), None)
         raise UserError(
             f"{folder} has another layout than <pid>_c<camera>..., as in {deeper}: let"
-            f" metabin index {folder.parent} make a CSV manifest, and give that instead of the folder."
+            f" metabin index {shlex.quote(str(folder.parent))} make a CSV manifest, and give that instead."
             if deeper
             else f"Domain folder {folder} holds no image ({', '.join(EXTENSIONS)}), neither itself nor in"
             f" {', '.join(list(SPLIT_FOLDERS)[1:])}: fill it, remove it, or leave this domain out."

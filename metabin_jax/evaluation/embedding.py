@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from metabin_jax.data.augment import normalise
 from metabin_jax.runtime.devices import Placement
+from metabin_jax.runtime.platforms import tracing_for
 
 PIXELS = 2**15  # one image of 256 x 128
 
@@ -22,10 +23,14 @@ def _steps(placement: Placement, num_images: int, height: int, width: int) -> in
 
     On a CPU a part has PIXELS per core, so that a layer's maps are still in the cache when the next layer reads them.
     """
-    if placement.whole.mesh.devices.flat[0].platform != "cpu" or jax.process_count() > 1:
+    if _platform(placement) != "cpu" or jax.process_count() > 1:
         return 1
     cores = os.cpu_count() or 1
     return -(-num_images // placement.filled(max(1, cores * PIXELS // (height * width))))
+
+
+def _platform(placement: Placement) -> str:
+    return placement.whole.mesh.devices.flat[0].platform
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -33,7 +38,8 @@ def _embed_batch(
     model: nn.Module, placement: Placement, steps: int, variables: dict, image_NHWC: jax.Array
 ) -> jax.Array:
     def embed_part(image_PHWC: jax.Array) -> jax.Array:
-        outputs: Any = model.apply(variables, normalise(image_PHWC), train=False)
+        with tracing_for(_platform(placement)):
+            outputs: Any = model.apply(variables, normalise(image_PHWC), train=False)
         _, embedding_PD, _ = outputs
         return embedding_PD.astype(jnp.float32)
 

@@ -54,7 +54,7 @@ class ReID(nn.Module):
 
     @nn.compact
     def __call__(self, image_NHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-        chex.assert_shape(image_NHWC, (None, None, None, 3))
+        chex.assert_shape(image_NHWC, (None, None, None, 3), custom_message="images are [N, H, W, 3], channels last")
         if not jnp.issubdtype(image_NHWC.dtype, jnp.floating):
             raise TypeError(f"images are {image_NHWC.dtype}: a net takes floats, as data.augment.normalise makes them")
         map_NHWC = self.backbone(image_NHWC, train)

@@ -2,11 +2,12 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import grain
+import jax
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -42,16 +43,22 @@ class Encoder:
 
         size: (height, width) for a file, by default 256 x 128. Raises UserError or FileNotFoundError.
         """
+        if size is not None and (not isinstance(size, tuple) or len(size) != 2 or min(size) < 1):
+            raise UserError(f"size must be (height, width) in pixels, such as (256, 128), not {size!r}")
         return cls(trained.load(run_or_file, size=size))
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
         """Features [N, D] of length one: the product of two is their cosine similarity.
 
-        pictures: N paths, PIL images or RGB arrays uint8 [H, W, 3], of any size, mixed as you like; or a single one
-        (N = 1); or an array uint8 [N, H, W, 3]. Raises UserError, which names the picture, if one cannot be read.
+        pictures: N paths, PIL images or RGB arrays uint8 [H, W, 3] of NumPy or JAX, of any size, mixed as you like; or
+        a single one (N = 1); or an array uint8 [N, H, W, 3]. Raises UserError, which names the picture, if one cannot
+        be read.
         """
-        single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) == 3
+        single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
+        if not single and not isinstance(pictures, Iterable):
+            raise UserError(f"pictures are paths, PIL images or arrays, not {type(pictures).__name__}")
         several: list[Any] = [pictures] if single else [*cast(Sequence[Picture], pictures)]
+        several = [np.asarray(each) if isinstance(each, jax.Array) else each for each in several]
         if not several:
             raise UserError("there are no pictures to embed")
         # Sizes are powers of two, so that few programs serve any number of pictures.
@@ -64,20 +71,30 @@ class Encoder:
             try:
                 decode_image(picture, self.size)
             except Exception as error:
-                raise UserError(f"{named} cannot be read: {first_line(error)}") from error
+                why = str(error) if isinstance(error, UserError) else first_line(error)
+                raise UserError(f"{named} cannot be read: {why}") from error
         return feature_ND
 
     def search(self, query: Any, gallery: Any, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k most similar of the gallery for each query, exactly: rows [Q, k] and cosine similarities [Q, k].
 
-        query, gallery: features [N, D] of this encoder, or pictures. Fewer than k if the gallery is smaller.
+        query, gallery: features [N, D] of this encoder, or pictures. Fewer than k if the gallery is smaller. Raises
+        UserError for features of different widths, or a k that is no number of images.
         """
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UserError(f"k must be 1 or more images, not {k!r}")
         query_QD, gallery_GD = map(self._embedded, (query, gallery))
+        if query_QD.shape[1] != gallery_GD.shape[1]:
+            widths = f"{query_QD.shape[1]} numbers each and those of the gallery {gallery_GD.shape[1]}"
+            raise UserError(f"the features of the query have {widths}: they are of two models")
         return nearest(query_QD, gallery_GD, min(k, len(gallery_GD)))
 
     def _embedded(self, given: Any) -> NDArray[np.float32]:
-        is_feature = isinstance(given, np.ndarray) and given.dtype.kind == "f" and given.ndim == 2
-        return given if is_feature else self(given)
+        is_feature = isinstance(given, np.ndarray | jax.Array) and given.dtype.kind == "f" and given.ndim == 2
+        return np.asarray(given) if is_feature else self(given)
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.run.workdir}, step {self.run.step}, {self.size[0]} x {self.size[1]} pixels)"
 
 
 def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list[str]]:

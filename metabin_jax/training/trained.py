@@ -84,7 +84,7 @@ def load(
     config.model.dtype = dtype or config.model.dtype
     if size and not workdir.is_file():
         height, width = config.data.height, config.data.width
-        raise UserError(f"--size is for files of weights: the run in {workdir} takes {height}x{width} pixels")
+        raise UserError(f"a size is for files of weights: the run in {workdir} takes {height}x{width} pixels")
     if workdir.is_file():
         config.data.height, config.data.width = size or (config.data.height, config.data.width)
         return Trained(workdir, config, 0, None, *_net_of(workdir, config))

@@ -118,7 +118,7 @@ def test_errors_are_one_sentence(arguments, message, pictures, tmp_path, capsys)
 def test_a_run_has_a_size_of_its_own(straight, pictures, tmp_path, capsys):
     output = f"--output={tmp_path}/f.npz"
     assert cli.main(["embed", str(pictures), f"--model={straight[0]}", output, "--size=64x32"]) == 2
-    assert "--size is for files of weights: the run in" in capsys.readouterr().err
+    assert "a size is for files of weights: the run in" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--model={straight[0]}", "--size=64x32"]) == 2
     assert "--size is for files of weights; a run has config.data.height" in capsys.readouterr().err
 

@@ -158,8 +158,17 @@ def test_derivatives_of_the_variance(moments):
 @every_layer
 @pytest.mark.parametrize("shape", [(4, CHANNELS), (4, 3, CHANNELS), (1, 4, 4, 3, CHANNELS)])
 def test_x_of_another_rank_is_refused(layer, shape):
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"a norm layer takes \[N, H, W, C\]"):
         jax.eval_shape(functools.partial(layer.init, train=False), jax.random.key(0), jnp.zeros(shape))
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, jnp.bool_])
+def test_x_of_integers_is_refused(layer, dtype):
+    with pytest.raises(TypeError, match="a norm layer takes floats, not "):
+        jax.eval_shape(
+            functools.partial(layer.init, train=False), jax.random.key(0), jnp.zeros((2, 4, 4, CHANNELS), dtype)
+        )
 
 
 @every_layer

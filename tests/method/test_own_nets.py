@@ -38,6 +38,24 @@ def test_a_net_without_batch_stats_trains():
     assert not np.array_equal(after.params["Conv_0"]["kernel"], state.params["Conv_0"]["kernel"])
 
 
+class Logits(Plain):
+    """Of a batch of three, its rows could pass for the three outputs."""
+
+    @nn.compact
+    def __call__(self, image_NHWC, train):
+        return nn.Dense(4)(image_NHWC.mean((1, 2)))
+
+
+def test_a_net_of_other_outputs_is_refused_in_one_sentence():
+    learner = Learner(Logits(), optax.sgd(0.1))
+    batch = jax.tree.map(lambda leaf: leaf[:3], BATCH)
+    state = learner.init(jax.random.key(0), batch.image)
+    with pytest.raises(
+        TypeError, match=r"^the model must return learner\.Outputs\(feature_ND, embedding_ND, logits_NM\)"
+    ):
+        learner.train_step(state, batch, None, None)
+
+
 def test_a_net_without_rho_is_refused_by_metabin_in_one_sentence():
     metabin = MetaBIN(Plain(), optax.sgd(0.1), beta=0.1)
     state = metabin.init(jax.random.key(0), BATCH.image)

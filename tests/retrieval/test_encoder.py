@@ -1,5 +1,8 @@
 """The Python interface: `metabin_jax.Encoder`."""
 
+import importlib.metadata
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,9 +89,40 @@ def test_what_cannot_be_read_is_named(encoder, paths, picture, words):
         encoder([paths[0], picture])
 
 
-def test_no_pictures(encoder):
-    with pytest.raises(UserError, match="there are no pictures to embed"):
-        encoder([])
+def test_arrays_of_jax_are_pictures_and_features(encoder, paths):
+    image_HWC = jnp.asarray(opened(paths[0]))
+    np.testing.assert_array_equal(encoder([image_HWC]), encoder(paths[0]))
+    np.testing.assert_array_equal(encoder(image_HWC), encoder(paths[0]))
+    gallery_ND = encoder(paths[:4])
+    found, expected = encoder.search(paths[0], jnp.asarray(gallery_ND)), encoder.search(paths[0], gallery_ND)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda encoder: encoder([]), "there are no pictures to embed"),
+        (lambda encoder: encoder(None), "pictures are paths, PIL images or arrays, not NoneType"),
+        (lambda encoder: encoder(np.zeros((4, 5), np.uint8)), r"picture 0 .*: an array must be RGB, .*\[4, 5\]"),
+        (lambda encoder: encoder.search(np.ones((1, 3), "f"), np.ones((2, 4), "f")), "3 numbers each .* gallery 4"),
+        (lambda encoder: encoder.search(np.ones((1, 3), "f"), np.ones((2, 3), "f"), k=0), "k must be 1 or more im"),
+        (lambda encoder: encoder.search(np.ones((1, 3), "f"), np.ones((2, 3), "f"), k=2.5), "not 2.5"),
+        (lambda encoder: encoder.load(encoder.run.workdir, size=(8, 8)), "a size is for files of weights"),
+        (lambda encoder: encoder.load(encoder.run.workdir, size="8x8"), r"size must be \(height, width\) .* not '8x8'"),
+        (lambda encoder: encoder.load(encoder.run.workdir, size=(-8, 8)), r"not \(-8, 8\)"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_sentence(encoder, call, words):
+    with pytest.raises(UserError, match=words) as error:
+        call(encoder)
+    assert "\n" not in str(error.value) and "UserError" not in str(error.value)
+
+
+def test_the_package_names_its_encoder_and_version(encoder, straight):
+    assert {"Encoder", "__version__"} <= {*dir(metabin_jax)}
+    assert metabin_jax.__version__ == importlib.metadata.version("metabin_jax")
+    assert repr(encoder) == f"Encoder({straight[0]}, step 9, 32 x 32 pixels)"
 
 
 def test_the_package_has_no_other_late_names():
