@@ -8,6 +8,9 @@ glibc's malloc that suit them (docs/performance.md). Contestants take turns in p
 spell of the machine hits all of them; ratios are of medians. Memory has two columns. "process" is the peak resident
 size of the whole process. "iterations" is the part that the iterations add to the libraries, model, data and program;
 it grows with images and batch. Linux only.
+
+--other=PYTHON adds ours as another environment computes it, such as one with a newer JAX. --only measures contestants
+whose names have this text, relative to the first of them.
 """
 
 import argparse
@@ -35,6 +38,7 @@ CONTESTANTS = {
     "ours exact": {},
     "ours exact, malloc set": HUGE,
 }
+OTHER = "ours first order, malloc set, the other JAX", "ours exact, malloc set, the other JAX"
 NUM_IDS = 1000
 
 
@@ -108,13 +112,19 @@ def peak_mib() -> float:
 
 def measure_apart(contestant: str, args: argparse.Namespace, cache: str) -> dict:
     """`measure` in a process of its own, on two cores."""
-    command = [sys.executable, "-m", "experiments.benchmarks.iteration", "--contestant", contestant]
+    command = [
+        args.other if contestant in OTHER else sys.executable,
+        "-m",
+        "experiments.benchmarks.iteration",
+        "--contestant",
+        contestant,
+    ]
     command += [f"--height={args.height}", f"--width={args.width}", f"--iterations={args.iterations}"]
     settings = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **CONTESTANTS[contestant],
+        **CONTESTANTS.get(contestant, HUGE),
     }
     done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -126,19 +136,23 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=3, help="timed in each turn")
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--contestant", choices=CONTESTANTS, help="measure this one here, and print JSON")
+    parser.add_argument("--other", metavar="PYTHON", help="the interpreter of another environment")
+    parser.add_argument("--only", default="", metavar="TEXT", help="of the contestants' names")
+    parser.add_argument("--contestant", choices=[*CONTESTANTS, *OTHER], help="measure this one here, and print JSON")
     args = parser.parse_args()
     if args.contestant:
         print(json.dumps(measure(args.contestant, args.height, args.width, args.iterations)))
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    results: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
+    names = [name for name in [*CONTESTANTS, *(OTHER if args.other else ())] if args.only in name]
+    results: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as cache:
-        for name in ("ours first order", "ours exact"):
-            measure_apart(name, argparse.Namespace(**vars(args) | {"iterations": 0}), cache)
+        for name in names:
+            if name.startswith("ours"):  # compiles
+                measure_apart(name, argparse.Namespace(**vars(args) | {"iterations": 0}), cache)
         for _ in range(args.turns):
-            for name in CONTESTANTS:
+            for name in names:
                 results[name].append(measure_apart(name, args, cache))
     columns = {
         "s/iteration": {
@@ -147,10 +161,10 @@ def main() -> None:
         "process MiB": {name: max(turn["process"] for turn in turns) for name, turns in results.items()},
         "iterations MiB": {name: max(turn["iterations"] for turn in turns) for name, turns in results.items()},
     }
-    print(" " * 30 + "".join(f"{title:>16}{'ratio':>8}" for title in columns))
-    for name in CONTESTANTS:
-        cells = [(values[name], values[name] / values["torch first order"]) for values in columns.values()]
-        print(f"{name:30}" + "".join(f"{value:16.2f}{ratio:8.2f}" for value, ratio in cells))
+    print(" " * 45 + "".join(f"{title:>16}{'ratio':>8}" for title in columns))
+    for name in names:
+        cells = [(values[name], values[name] / values[names[0]]) for values in columns.values()]
+        print(f"{name:45}" + "".join(f"{value:16.2f}{ratio:8.2f}" for value, ratio in cells))
 
 
 if __name__ == "__main__":
