@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,6 +186,7 @@ def plan(options: argparse.Namespace) -> None:
       metabin plan --config=metabin --target=h100 --devices=8
     """
     config = _config(options)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls it an error that a program takes minutes to compile
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # leaves a GPU of this machine alone
@@ -192,6 +195,7 @@ def plan(options: argparse.Namespace) -> None:
     from metabin_jax.training.sketch import sketch, variants
 
     target = find_target(options.target)
+    print("compiling four programs, minutes each", file=sys.stderr)
     runs = [(name, sketch(variant, options.identities, options.domains)) for name, variant in variants(config)]
     for line in plan(runs, target, options.devices):
         print(line, flush=True)
