@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,7 +194,6 @@ def plan(options: argparse.Namespace) -> None:
     from metabin_jax.training.sketch import sketch, variants
 
     target = find_target(options.target)
-    print("compiling four programs, minutes each", file=sys.stderr)
     runs = [(name, sketch(variant, options.identities, options.domains)) for name, variant in variants(config)]
     for line in plan(runs, target, options.devices):
         print(line, flush=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from metabin_jax.runtime.devices import Placement, shapes_on
+from metabin_jax.runtime.devices import Placement, say, shapes_on
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.training.build import Run
 from metabin_jax.training.sketch import batch_shapes, describe
@@ -132,6 +132,7 @@ def plan(runs: Sequence[tuple[str, Run]], target: Target, devices: int = 1) -> I
     yield f"| {' | '.join(HEADER)} |"
     yield f"|{'---|' * len(HEADER)}"
     for name, run in runs:
+        say(f"compiling {name}, which takes minutes for a large net")
         needs = measure(run, target, devices)
         fits = "yes" if needs.peak <= USABLE * target.memory else "no"
         sizes = map(_gib, (needs.peak, needs.arguments, needs.temporaries))
