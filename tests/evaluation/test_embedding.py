@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,9 @@ import numpy as np
 import pytest
 
 from metabin_jax.data.augment import normalise
+from metabin_jax.evaluation import embedding
 from metabin_jax.evaluation.embedding import embed
+from metabin_jax.runtime.devices import Placement
 
 NUM_TRACES = []
 
@@ -100,3 +104,37 @@ def test_bfloat16_embeddings_come_back_as_float32(image_NHWC):
 def test_bad_input_is_named(net, image, batch_size, message):
     with pytest.raises(ValueError, match=message):
         embed(*net, image, batch_size)
+
+
+def test_a_cpu_embeds_a_batch_in_parts(net, image_NHWC, monkeypatch):
+    """11 images in parts of at most 4 are three parts of 4; images that are smaller are one part."""
+    monkeypatch.setattr(embedding.os, "cpu_count", lambda: 2)
+    for pixels, parts in ((2 * 6 * 4, [(4, 6, 4, 3)]), (2**15, [(12, 6, 4, 3)])):
+        monkeypatch.setattr(embedding, "PIXELS", pixels)
+        NUM_TRACES.clear()
+        embedding._embed_batch.clear_cache()
+        result = embed(*net, image_NHWC, 11)
+        assert parts == NUM_TRACES
+        np.testing.assert_allclose(result, by_hand(net[1], image_NHWC), rtol=1e-4, atol=1e-5)
+        assert np.abs(result - by_hand(net[1], image_NHWC[::-1])).max() > 1e-2
+
+
+def test_parts_move_no_image_between_devices(net):
+    """The devices exchange the embeddings alone. In the order of the rows, a part is one device's."""
+    placement = Placement.over(jax.devices())
+    image_NHWC = jax.ShapeDtypeStruct((12, 6, 4, 3), jnp.uint8, sharding=placement.by_rows)
+
+    def moved(jitted, *arguments):
+        text = jitted.lower(*arguments, image_NHWC).compile().as_text()
+        found = re.findall(r"= (\S+?)\{\S* (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+        return set(found)
+
+    model, variables = net
+    assert moved(embedding._embed_batch, model, placement, 3, variables) == {"f32[4,3,5]"}
+
+    @jax.jit
+    def in_order(image_NHWC):
+        part_SPHWC = image_NHWC.reshape(3, 4, 6, 4, 3)
+        return jax.lax.map(lambda part: model.apply(variables, normalise(part), train=False)[1], part_SPHWC)
+
+    assert any("6,4,3]" in shape for shape in moved(in_order)), "images"

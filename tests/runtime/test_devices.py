@@ -212,7 +212,7 @@ def test_a_workdir_that_is_not_shared_is_named(tmp_path, monkeypatch):
 def test_images_to_embed_are_cut_over_the_devices(monkeypatch):
     seen = []
 
-    def embed_batch(model, placement, variables, image_NHWC):
+    def embed_batch(model, placement, steps, variables, image_NHWC):
         seen.append([(shard.device, shard.data.shape) for shard in image_NHWC.addressable_shards])
         return image_NHWC[:, 0, 0]
 
