@@ -119,7 +119,7 @@ def compare(height: int, width: int, count: int, turns: int) -> None:
         return [sampler.base(step), *meta(step)]
 
     with tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder), count, height, width)
+        draw(Path(folder), count, (height, width), (height, width))
         paths = [f"{folder}/{number}.jpg" for number in range(count)]
         records = [
             Record(path, *map(int, labels), "a", "all") for path, *labels in zip(paths, pid, domain, strict=True)
