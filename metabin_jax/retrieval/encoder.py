@@ -54,7 +54,7 @@ class Encoder:
         a single one (N = 1); or an array uint8 [N, H, W, 3]. Raises UserError, which names the picture, if one cannot
         be read.
         """
-        single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
+        single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 1) in (2, 3)
         if not single and not isinstance(pictures, Iterable):
             raise UserError(f"pictures are paths, PIL images or arrays, not {type(pictures).__name__}")
         several: list[Any] = [pictures] if single else [*cast(Sequence[Picture], pictures)]

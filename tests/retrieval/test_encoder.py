@@ -89,6 +89,10 @@ def test_what_cannot_be_read_is_named(encoder, paths, picture, words):
         encoder([paths[0], picture])
 
 
+def test_an_array_of_paths_is_many_pictures(encoder, paths):
+    np.testing.assert_array_equal(encoder(np.array([str(path) for path in paths[:4]])), encoder(paths[:4]))
+
+
 def test_arrays_of_jax_are_pictures_and_features(encoder, paths):
     image_HWC = jnp.asarray(opened(paths[0]))
     np.testing.assert_array_equal(encoder([image_HWC]), encoder(paths[0]))
