@@ -95,7 +95,7 @@ def trained_on(workdir: Path, images: Iterable[tuple[str, str, str]]) -> dict[st
     """
     path, labels, contents = workdir / "records.txt", set(), set()
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        domain, _, pid, _, _, size, checksum = line.split(r"\t")
+        domain, *_, pid, _, _, size, checksum = line.split(r"\t")  # a path may have the two letters too
         labels.add((domain, pid))
         contents.add((int(size), checksum))
     sizes = {size for size, _ in contents} - {0}

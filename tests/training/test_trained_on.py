@@ -39,6 +39,15 @@ def test_by_its_label_or_by_the_content_of_a_file(run):
     assert trained_on(workdir, known) == {"copies": ["7"]}
 
 
+def test_a_path_may_look_like_two_columns(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", domains=("east",))
+    (folder / "east/0001_c1_0.png").rename(folder / "east" / r"0001_c1_\t7.png")
+    describe_run(tiny_config(folder), read_folder(folder), tmp_path / "run")
+    copy = folder / "0009.png"
+    shutil.copy(folder / "east" / r"0001_c1_\t7.png", copy)
+    assert trained_on(tmp_path / "run", [(str(copy), "copies", "9")]) == {"copies": ["9"]}
+
+
 def test_a_file_of_the_same_size_is_another_file(run):
     workdir, folder = run
     (folder / "copies").mkdir()
