@@ -1,5 +1,6 @@
 """Commands that people wait for import nothing that takes seconds and that they do not need."""
 
+import importlib
 import subprocess
 import sys
 
@@ -20,6 +21,6 @@ def test_ctrl_c_is_one_sentence(capsys, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metabin_jax.report.doctor.examine", interrupted)
+    monkeypatch.setattr(importlib.import_module("metabin_jax.report.doctor"), "examine", interrupted)
     assert cli.main(["doctor", "pictures"]) == 130
     assert capsys.readouterr().err == "metabin doctor: interrupted\n"
