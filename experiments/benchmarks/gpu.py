@@ -59,7 +59,8 @@ class Worker:
 
     def __init__(self, name: str, settings: dict[str, Any], log: Path):
         command = [sys.executable, "-m", "experiments.benchmarks.gpu_workers", json.dumps(settings)]
-        self.name, self.log, self.answers = name, log, Queue()  # type: ignore[var-annotated]
+        self.name, self.log = name, log
+        self.answers: Queue[Any] = Queue()
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -52,12 +52,11 @@ def _list_suspects(options: argparse.Namespace) -> None:
     labels = features.labels
     if target.suffix.lower() == search_page.SUFFIX:
         lead = "Each image whose label is doubtful, then the image that says so. The net only suspects: look at them."
-        texts = [WORDS[s.reason].format(own=labels(s.row)[1], other=labels(s.other)[1]) for s in found]
-        lists = [
-            search_page.List(f"{path}: {text}", path, [(path, 1, s.similarity, *labels(s.other), "")])
-            for s, text in zip(found, texts, strict=True)
-            for path in labels(s.row)[:1]
-        ]
+        lists = []
+        for suspect in found:
+            (path, own, *_), other = labels(suspect.row), labels(suspect.other)
+            text = f"{path}: {WORDS[suspect.reason].format(own=own, other=other[1])}"
+            lists.append(search_page.List(text, path, [(path, 1, suspect.similarity, *other, "")]))
         search_page.write(target, lists, f"Doubtful labels: {len(found):,}", [lead])
     else:
         header = ("reason", "path", "pid", "camid", "domain", "other_path", "other_pid", "similarity")

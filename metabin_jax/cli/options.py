@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         self.known += names
         return super().add_argument(*names, **settings)
 
+    # argparse declares overloads, which a plain signature does not match.
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Leaves nothing unknown. Reports an unknown option before a missing one, of which it may be a misspelling."""
         args = sys.argv[1:] if args is None else args

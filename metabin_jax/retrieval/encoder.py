@@ -23,6 +23,8 @@ from metabin_jax.runtime.progress import Progress, patience
 from metabin_jax.training import trained
 from metabin_jax.training.trained import Trained
 
+Broken = tuple[int, Exception]  # the row of a picture that could not be read, and why
+
 
 class Encoder:
     """A trained net in use: pictures in, features out.
@@ -63,16 +65,13 @@ class Encoder:
             raise UserError("there are no pictures to embed")
         # Sizes are powers of two, so that few programs serve any number of pictures.
         batch_size = min(self.run.batch_size, 1 << (len(several) - 1).bit_length())
-        broken: list[int] = []
+        broken: list[Broken] = []
         feature_ND = np.concatenate([*_features(self.run, several, batch_size, broken)])
         if broken:
-            picture = several[broken[0]]
-            named = picture if isinstance(picture, str | os.PathLike) else f"picture {broken[0]}"
-            try:
-                decode_image(picture, self.size)
-            except Exception as error:
-                why = str(error) if isinstance(error, UserError) else first_line(error)
-                raise UserError(f"{named} cannot be read: {why}") from error
+            row, error = broken[0]
+            named = several[row] if isinstance(several[row], str | os.PathLike) else f"picture {row}"
+            why = str(error) if isinstance(error, UserError) else first_line(error)
+            raise UserError(f"{named} cannot be read: {why}") from error
         return feature_ND
 
     def search(self, query: Any, gallery: Any, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -111,16 +110,17 @@ def embed_images(run: Trained, images: Sequence[Listed]) -> tuple[Features, list
 
 def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -> Iterator[Features]:
     """Yields the features of one batch after the other; adds what cannot be read, as `fault` names it, to `broken`."""
-    rows: list[int] = []
+    unread: list[Broken] = []
     done, batch_size = 0, min(run.batch_size, len(images))
-    found = _features(run, [image.path for image in images], batch_size, rows)
+    found = _features(run, [image.path for image in images], batch_size, unread)
     with patience("compiling the net and embedding the first images, half a minute the first time"):
         first = next(found)
     with Progress("embedding", len(images)) as progress:
         for feature_ND in itertools.chain([first], found):
             batch = images[done : done + len(feature_ND)]
-            kept = ~np.isin(np.arange(done, done + len(batch)), rows)
-            broken += [_named(image.path, run.size) for image, is_kept in zip(batch, kept, strict=True) if not is_kept]
+            own = {row - done: error for row, error in unread if done <= row < done + len(batch)}
+            kept = ~np.isin(np.arange(len(batch)), [*own])
+            broken += [fault(batch[row].path, error) for row, error in own.items()]
             path, pid, camid, domain = (np.array(column)[kept] for column in zip(*batch, strict=True))
             yield Features(path, feature_ND[kept], pid, camid, domain, run.made_by)
             done += len(batch)
@@ -130,19 +130,10 @@ def embed_batchwise(run: Trained, images: Sequence[Listed], broken: list[str]) -
                 progress.start_clock(len(batch))
 
 
-def _named(path: str, size: tuple[int, int]) -> str:
-    """A path that could not be read, with the reason if it is the user's to mend."""
-    try:
-        decode_image(path, size)
-    except Exception as error:
-        return fault(path, error)
-    return path
-
-
 def _features(
-    run: Trained, pictures: Sequence[Picture], batch_size: int, broken: list[int]
+    run: Trained, pictures: Sequence[Picture], batch_size: int, broken: list[Broken]
 ) -> Iterator[NDArray[np.float32]]:
-    """Yields the features of one batch after the other. Adds to `broken` the rows that could not be read.
+    """Yields the features of one batch after the other. Adds what could not be read to `broken`.
 
     Raises UserError for a feature that is not finite.
     """
@@ -163,22 +154,22 @@ def _features(
 
 def read_batches(
     pictures: Sequence[Picture], size: tuple[int, int], batch_size: int
-) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
-    """Yields batches uint8 [batch_size, H, W, 3] in order, each with the rows of `pictures` that could not be read.
+) -> Iterator[tuple[NDArray[np.uint8], list[Broken]]]:
+    """Yields batches uint8 [batch_size, H, W, 3] in order, each with those of its pictures that could not be read.
 
     Images that could not be read are zeros; so is the rest of the last batch. A thread decodes a whole batch, because
     one image is too small a task to hand over.
     """
 
-    def load(number: int) -> tuple[NDArray[np.uint8], list[int]]:
+    def load(number: int) -> tuple[NDArray[np.uint8], list[Broken]]:
         first = number * batch_size
         image_NHWC = np.zeros((batch_size, *size, 3), np.uint8)
-        broken = []
+        broken: list[Broken] = []
         for place, picture in enumerate(pictures[first : first + batch_size]):
             try:
                 image_NHWC[place] = decode_image(picture, size)
-            except Exception:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
-                broken.append(first + place)
+            except Exception as error:  # broken files make PIL raise OSError, SyntaxError, ValueError, ...
+                broken.append((first + place, error.with_traceback(None)))  # which would keep the batch in memory
         return image_NHWC, broken
 
     cores = os.cpu_count() or 1

@@ -28,11 +28,12 @@ CREATE TABLE IF NOT EXISTS image (
 ) WITHOUT ROWID
 """
 
-# Of an image that is added again: what changes, and which labels it takes.
+# A label that an image has stays; an unknown one is filled in.
+FILLED = "pid = iif(pid = '', {0}, pid), camid = iif(camid < 0, {1}, camid), domain = iif(domain = '', {2}, domain)"
+# Of an image that is added again.
 REPLACED = ", ".join(
     [f"{column} = excluded.{column}" for column in ("bytes", "mtime_ns", "feature", "crc")]
-    + ["pid = iif(pid = '', excluded.pid, pid)", "camid = iif(camid < 0, excluded.camid, camid)"]
-    + ["domain = iif(domain = '', excluded.domain, domain)"]
+    + [FILLED.format("excluded.pid", "excluded.camid", "excluded.domain")]
 )
 
 Stamp = tuple[int, int]  # bytes and time of modification (ns) of an image file
@@ -143,9 +144,7 @@ class Gallery(contextlib.AbstractContextManager):
         lacks = "(pid = '' AND ?2 <> '') OR (camid < 0 AND ?3 >= 0) OR (domain = '' AND ?4 <> '')"
         with self._change() as file:
             return file.executemany(
-                "UPDATE image SET pid = iif(pid = '', ?2, pid), camid = iif(camid < 0, ?3, camid),"
-                f" domain = iif(domain = '', ?4, domain) WHERE path = ?1 AND ({lacks})",
-                images,
+                f"UPDATE image SET {FILLED.format('?2', '?3', '?4')} WHERE path = ?1 AND ({lacks})", images
             ).rowcount
 
     def label(self, images: Sequence[Listed]) -> int:

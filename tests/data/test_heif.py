@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metabin_jax import cli
-from metabin_jax.data.cache import upright
+from metabin_jax.data.cache import fault, upright
 from metabin_jax.retrieval import encoder
 from metabin_jax.retrieval.listing import list_images
 
@@ -53,6 +53,9 @@ def test_embed_gives_the_reason(picture, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(Image, "OPEN", {name: value for name, value in Image.OPEN.items() if name != "HEIF"})
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
-    assert encoder._named(str(picture), (8, 8)).startswith(f"{picture} (an image of the format HEIF needs pillow-heif")
+    ((_, [(row, error)]),) = encoder.read_batches([str(picture)], (8, 8), 1)
+    assert fault(str(picture), error).startswith(f"{picture} (an image of the format HEIF needs pillow-heif")
+    assert row == 0
     monkeypatch.undo()
-    assert encoder._named(str(picture), (8, 8)) == str(picture)
+    ((_, broken),) = encoder.read_batches([str(picture)], (8, 8), 1)
+    assert broken == []
