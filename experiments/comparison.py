@@ -16,8 +16,9 @@ import numpy as np
 from scipy import stats
 
 from experiments.beyond import beta_of
+from experiments.command_line import command_line, in_one_sentence, parse
 from experiments.settings import Setting
-from experiments.study import Job, command_line, in_one_sentence, parse, run_all, run_together
+from experiments.study import Job, run_all, run_together
 from experiments.tables import METRICS, Line, Row, markdown, mean_std, p_value
 
 # Alpha and gamma vary together, so that methods without gamma have as many different trials as the others.

@@ -8,8 +8,9 @@ One seed only demonstrates. To measure, run several: `python -m experiments.tabl
 import argparse
 from pathlib import Path
 
+from experiments.command_line import in_one_sentence
 from experiments.settings import Setting
-from experiments.study import in_one_sentence, run_study
+from experiments.study import run_study
 from experiments.tables import Row, table
 from metabin_jax.data import synthetic
 

@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike, NDArray
 
 from experiments import study, table4
+from experiments.command_line import command_line, in_one_sentence, parse
 from experiments.settings import Setting
-from experiments.study import Job, command_line, in_one_sentence, parse, run_study
+from experiments.study import Job, run_study
 from experiments.tables import Line, Row, changed_fields
 from metabin_jax.runtime.errors import UserError
 from metabin_jax.runtime.files import read_json, whole

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import fig5, figures
+from experiments.command_line import command_line, in_one_sentence, parse
 from experiments.comparison import chosen, cut, pairs, trials
-from experiments.study import Job, command_line, in_one_sentence, parse, read, run_all, run_together
+from experiments.study import Job, read, run_all, run_together
 from experiments.tables import Line
 from experiments.together import Lanes
 from metabin_jax.algorithm import MetaBIN
