@@ -60,9 +60,9 @@ def _find(name: str) -> str:
     return files[name]
 
 
-def trained_config(model: str, fields: Mapping[str, str]) -> ConfigDict:
-    """The config of a run or a file of weights with other `fields`. Raises UserError for what the training fixed."""
-    config = own_config(model)
+def trained_config(model: str, fields: Mapping[str, str], size: tuple[int, int] | None = None) -> ConfigDict:
+    """`own_config` of a run or a file of weights with other `fields`. Raises UserError for what the training fixed."""
+    config = own_config(model, size)
     for field, text in fields.items():
         override(config, field, text)
         if not field.startswith(EVALUATION_FIELDS):

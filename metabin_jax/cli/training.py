@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metabin_jax.cli.options import (
@@ -17,7 +16,7 @@ from metabin_jax.cli.options import (
     option,
     output,
 )
-from metabin_jax.runtime.errors import UserError, counted, few, printable
+from metabin_jax.runtime.errors import counted, few, printable
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -207,11 +206,7 @@ def _config(options: argparse.Namespace) -> "ConfigDict":
     fields = {field: text for field, text in given.items() if text is not None}  # FIELD itself is None
     if "model" not in options:
         return load_config(options.config, fields)
-    if options.size:
-        if not Path(options.model).is_file():
-            raise UserError("--size is for files of weights; a run has config.data.height and config.data.width")
-        fields |= dict(zip(("data.height", "data.width"), map(str, options.size), strict=True))
-    return trained_config(options.model, fields)
+    return trained_config(options.model, fields, options.size)
 
 
 def _start(distributed: bool) -> None:

@@ -105,7 +105,7 @@ def depthwise_by_shifts(x_NHWC: Array, kernel_331C: Array, stride: int) -> Array
 
 
 def pointwise(x_NHWC: Array, kernel_11CD: Array) -> Array:
-    return (x_NHWC.reshape(-1, x_NHWC.shape[-1]) @ kernel_11CD[0, 0]).reshape(*x_NHWC.shape[:3], -1)
+    return (x_NHWC.reshape(-1, x_NHWC.shape[-1]) @ kernel_11CD[0, 0]).reshape(*x_NHWC.shape[:3], kernel_11CD.shape[3])
 
 
 def convolve(

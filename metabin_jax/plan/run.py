@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from metabin_jax.runtime.devices import Placement, say, shapes_on
-from metabin_jax.runtime.errors import UserError
+from metabin_jax.runtime.errors import UserError, needs
 from metabin_jax.training.build import Run
 from metabin_jax.training.sketch import batch_shapes, describe
 from metabin_jax.training.train import check_divisible, make_step
@@ -67,8 +67,8 @@ def find_target(name: str) -> Target:
     cards = targets()
     if name not in cards:
         raise UserError(f"--target must be one of {', '.join(cards)}; got {name!r}")
-    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
-        raise UserError("metabin plan needs JAX's compiler for CUDA: install metabin_jax[cuda]; no GPU is needed")
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:  # either will do
+        needs("metabin plan", "cuda", "jax_cuda12_plugin", otherwise="; no GPU is needed")
     return cards[name]
 
 

@@ -75,18 +75,14 @@ def load(
     """The selected checkpoint of a run, or the net of a file of weights, with its own config or a changed one.
 
     model: the run's workdir, or a file that `models.load_torch` takes. dtype: in which the model computes; by default
-    that of the config. size: (height, width) of the images that a file's net takes, by default SIZE.
+    that of the config. size: as `own_config` takes it, where no config is given.
     Raises UserError or FileNotFoundError if there is no run and no checkpoint, or the file is of no known net.
     """
     use_compilation_cache()
     workdir = Path(model).expanduser().absolute()
-    config = checked(own_config(workdir) if config is None else config)
+    config = checked(own_config(workdir, size) if config is None else config)
     config.model.dtype = dtype or config.model.dtype
-    if size and not workdir.is_file():
-        height, width = config.data.height, config.data.width
-        raise UserError(f"a size is for files of weights: the run in {workdir} takes {height}x{width} pixels")
     if workdir.is_file():
-        config.data.height, config.data.width = size or (config.data.height, config.data.width)
         return Trained(workdir, config, 0, None, *_net_of(workdir, config))
     with Checkpoints(workdir, scored=config.selection == "source_val", create=False) as checkpoints:
         step = checkpoints.selected_step()
@@ -94,18 +90,26 @@ def load(
     return Trained(workdir, config, step, score, model_of(config, variables), variables)
 
 
-def own_config(model: str | Path) -> ConfigDict:
-    """The config of the run in a workdir or, for a file of weights, the defaults with the net that it holds."""
+def own_config(model: str | Path, size: tuple[int, int] | None = None) -> ConfigDict:
+    """The config of the run in a workdir or, for a file of weights, the defaults with the net that it holds.
+
+    size: (height, width) of the images that a file's net takes, by default SIZE. Raises UserError for a size of a run,
+    FileNotFoundError if there is nothing at the path, and as `read_config` and `recognise`.
+    """
     path = Path(model).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name a workdir of metabin train or a file of weights")
     if not path.is_file():
-        return read_config(path)
+        config = read_config(path)
+        if size:
+            pixels = f"{config.data.height}x{config.data.width}"
+            raise UserError(f"a size is for files of weights: the run in {path} takes {pixels} pixels")
+        return config
     net, _ = _recognised(path, path.stat().st_mtime_ns)
     config = metabin()
     config.method, config.init = net.norm, str(path.absolute())
     config.model.name, config.model.dtype = net.name, "float32"
-    config.data.height, config.data.width = SIZE
+    config.data.height, config.data.width = size or SIZE
     return config
 
 

@@ -117,10 +117,9 @@ def test_errors_are_one_sentence(arguments, message, pictures, tmp_path, capsys)
 @pytest.mark.usefixtures("quick_net")
 def test_a_run_has_a_size_of_its_own(straight, pictures, tmp_path, capsys):
     output = f"--output={tmp_path}/f.npz"
-    assert cli.main(["embed", str(pictures), f"--model={straight[0]}", output, "--size=64x32"]) == 2
-    assert "a size is for files of weights: the run in" in capsys.readouterr().err
-    assert cli.main(["evaluate", f"--model={straight[0]}", "--size=64x32"]) == 2
-    assert "--size is for files of weights; a run has config.data.height" in capsys.readouterr().err
+    for command in (["embed", str(pictures), output], ["evaluate"], ["export", "--to=stablehlo", output]):
+        assert cli.main([*command, f"--model={straight[0]}", "--size=64x32"]) == 2
+        assert "a size is for files of weights: the run in" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_finite_are_refused_by_the_name_of_their_file(pictures, tmp_path, capsys):

@@ -147,3 +147,12 @@ def test_unknown_names_are_refused(arguments, message):
 def test_grey_images_are_refused():
     with pytest.raises(AssertionError):
         jax.eval_shape(models.create("tiny", CLASSES).init, jax.random.key(0), jnp.zeros((2, 32, 16, 1)), False)
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet50"])
+def test_no_images_have_no_embeddings(name):
+    model = models.create(name, CLASSES)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 32, 3)))
+    embed = functools.partial(model.apply, train=False)
+    none, one = (jax.eval_shape(embed, variables, jnp.zeros((number, 64, 32, 3)))[1].shape for number in (0, 1))
+    assert none == (0, *one[1:])

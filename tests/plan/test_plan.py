@@ -114,7 +114,7 @@ def test_refusals(capsys, monkeypatch):
     assert "--identities: invalid int value: 'many'" in refused(capsys, CONFIG, "--target=h100", "--identities=many")
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert "install metabin_jax[cuda]; no GPU is needed" in refused(capsys, CONFIG, "--target=h100")
+        assert "metabin plan needs jax-cuda12-plugin: " in refused(capsys, CONFIG, "--target=h100")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert "batch takes 4 of each domain" in refused(capsys, CONFIG, "--target=h100", "--identities=10")
     assert "identities and domains, got 9 and 0" in refused(
