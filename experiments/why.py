@@ -94,8 +94,11 @@ def watched(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def curve(lines: Sequence[Line], name: str) -> np.ndarray:
-    """The mean over the lines of a curve, [epochs]."""
-    return np.mean([line["curve"][name] for line in lines], axis=0)
+    """The mean over targets of the mean over seeds of a curve, [epochs]."""
+    targets: dict[str, list[list[float]]] = {line["target"]: [] for line in lines}
+    for line in lines:
+        targets[line["target"]].append(line["curve"][name])
+    return np.mean([np.mean(curves, axis=0) for curves in targets.values()], axis=0)
 
 
 def draw_scores(of: Mapping[str, Sequence[Line]]) -> "Figure":

@@ -16,6 +16,7 @@ TABLES: dict[str, list[str]] = {
     "dispatch": [""],
     "input": ["--images=1000 --turns=3"],
     "startup": [""],
+    "kernels": [""],
     "embedding": [""],
     "searching": [""],
     "identify": [""],

@@ -33,9 +33,10 @@ KINDS = {  # words in a kernel's name -> its kind; the first that fits
 }
 
 
-def build_run(settings: dict[str, Any]) -> Run:
+def build_run(settings: dict[str, Any], height: int = 256, width: int = 128) -> Run:
     """The paper's training without its data, or a tiny one."""
     config = metabin()
+    config.data.height, config.data.width = height, width
     config.model.dtype = settings.get("dtype", "bfloat16")
     config.meta.first_order = settings.get("first_order", True)
     config.data.resident = settings.get("resident", False)
