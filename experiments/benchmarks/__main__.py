@@ -15,7 +15,7 @@ TABLES: dict[str, list[str]] = {
     "iteration": ["--turns=1 --iterations=4", "--height=256 --width=128 --turns=1 --iterations=3"],
     "dispatch": [""],
     "input": ["--images=1000 --turns=3"],
-    "startup": [""],
+    "startup": ["--turns=1"],
     "kernels": [""],
     "embedding": [""],
     "searching": [""],
