@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import fig5, figures, why
+from experiments import figures, why
 from experiments.comparison import METHODS, choices, difference, differences, over_targets, pairs, table
 from experiments.study import read
 from experiments.tables import METRICS, Line, markdown
@@ -21,7 +21,6 @@ from metabin_jax.runtime.files import write_text
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments/results"
 PLANNED = 18
-LONGER = (300, 900, 1500, 3000, 6000, 9900)
 README = re.compile(r"(<!-- (headline|results) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -101,44 +100,6 @@ def rho(lines: Sequence[Line]) -> str:
     return markdown(header, body)
 
 
-def longer(lines: Sequence[Line]) -> str:
-    """Three times as many steps (`experiments.why`): R-1, rho, and the gradients on rho at why.STEPS."""
-    if not lines:
-        return "Not run yet."
-    of, body, gradients = why.watched(lines), [], []
-    for method, own in of.items():
-        epochs = [own[0]["curve"]["step"].index(step) for step in LONGER]
-        target, source = ([100 * why.curve(own, name)[k] for k in epochs] for name in ("R-1", "source R-1"))
-        stages = [name for name in own[0]["curve"] if name.startswith("rho/")]
-        mean = np.mean([why.curve(own, name) for name in stages], axis=0)[epochs] if stages else []
-        rows = {"R-1, target": target, "R-1, held out": source, "rho, mean of stages": mean}
-        digits = {"rho, mean of stages": 2}
-        body += [
-            [method, name, *(f"{value:.{digits.get(name, 1)}f}" for value in values)]
-            for name, values in rows.items()
-            if len(values)
-        ]
-        measured = {name for name in own[0]["curve"] if name.startswith(("size/", "mean/", "positive/"))}
-        if "size/meta" in measured:
-            ratio = why.curve(own, "size/meta") / why.curve(own, "size/base")
-            gradients.append([method, "size, meta-gradient / base gradient", *(f"{value:.2f}" for value in ratio)])
-        for loss, (name, _) in fig5.PAPER.items():
-            if f"mean/{loss}" in measured:
-                signs = ["IN" if value > 0 else "BN" for value in why.curve(own, f"mean/{loss}")]
-                shares = 100 * why.curve(own, f"positive/{loss}")
-                cells = [f"{sign} ({share:.0f})" for sign, share in zip(signs, shares, strict=True)]
-                gradients.append([method, f"{name} moves rho towards", *cells])
-    targets, seeds = ({line[name] for line in lines} for name in ("target", "seed"))
-    runs = f"Targets: {', '.join(sorted(targets))}. Seeds: {', '.join(map(str, sorted(seeds)))}."
-    return "\n\n".join(
-        (
-            runs,
-            markdown(["after steps", "", *(f"{step:,}" for step in LONGER)], body),
-            markdown(["at step", "", *(f"{step:,}" for step in why.STEPS)], gradients),
-        )
-    )
-
-
 def headline(lines: Sequence[Line]) -> str:
     """README's first sentences on what was found."""
     share = {name: f"{values['R-1']:.1f} %" for name, values in means(lines).items()}
@@ -170,10 +131,9 @@ BLOCKS: dict[str, Callable[[Sequence[Line]], str]] = {
 }  # fmt: skip
 
 
-def page(lines: Sequence[Line], long_lines: Sequence[Line], words: str) -> str:
+def page(lines: Sequence[Line], words: str) -> str:
     """The words with every {{name}} replaced. Raises KeyError for a name that is not in BLOCKS."""
-    blocks = {name: block(lines) for name, block in BLOCKS.items()} | {"longer": longer(long_lines)}
-    return re.sub(r"\{\{(.*?)\}\}", lambda match: blocks[match[1]], words)
+    return re.sub(r"\{\{(.*?)\}\}", lambda match: BLOCKS[match[1]](lines), words)
 
 
 def with_blocks(text: str, lines: Sequence[Line]) -> str:
@@ -183,14 +143,12 @@ def with_blocks(text: str, lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    lines, long_lines = (read(FOLDER / f"networks/{name}.jsonl") for name in ("results", "why"))
-    write_text(ROOT / "docs/results.md", page(lines, long_lines, (FOLDER / "page.md").read_text()))
+    lines = read(FOLDER / "networks/results.jsonl")
+    write_text(ROOT / "docs/results.md", page(lines, (FOLDER / "page.md").read_text()))
     write_text(ROOT / "README.md", with_blocks((ROOT / "README.md").read_text(), lines))
     watched = why.watched(lines)
     for name, draw in (("scores", why.draw_scores), ("rho", why.draw_rho), ("inner", why.draw_inner)):
         figures.save(draw(watched), FOLDER / f"networks/{name}.png")
-    if long_lines:
-        figures.save(why.draw_gradients(why.watched(long_lines)), FOLDER / "networks/why.png")
 
 
 if __name__ == "__main__":

@@ -167,18 +167,22 @@ def peak(kind: str) -> dict[str, Any]:
     return {"peak": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 
 
-def profile(iterate: Callable[[], Any], iterations: int, facts: dict[str, Any]) -> dict[str, Any]:
-    """The heaviest kernels and the device's idle share, from a trace; nothing on a CPU, which has no such events."""
+def traced(iterate: Callable[[], Any], iterations: int) -> Any:
+    """The profiler's data of so many iterations."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(iterations):
                 result = iterate()
             jax.block_until_ready(result)
         (file,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(file))
+        return jax.profiler.ProfileData.from_file(str(file))
+
+
+def profile(iterate: Callable[[], Any], iterations: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """The heaviest kernels and the device's idle share, from a trace; nothing on a CPU, which has no such events."""
     spans = [
         (event.start_ns, event.duration_ns, event.name)
-        for plane in data.planes
+        for plane in traced(iterate, iterations).planes
         if plane.name.startswith("/device:GPU")
         for line in plane.lines
         if line.name.startswith("Stream")

@@ -11,12 +11,12 @@ import argparse
 import math
 import os
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
+
+from metabin_jax.runtime.huge_pages import start_again
 
 SIZE = 2048  # of the large product
 # A kind -> the operations of which one makes a fusion that kind; the first that fits.
@@ -98,31 +98,29 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--tiny", action="store_true", help="a tiny net, to see that it runs")
     args = parser.parse_args()
+    start_again()  # with huge pages, as `metabin train`
     os.environ["JAX_PLATFORMS"] = "cpu"
     if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     import jax
     import jax.numpy as jnp
 
-    from experiments.benchmarks.gpu_workers import build_run, random_images
+    from experiments.benchmarks.gpu_workers import build_run, random_images, traced
     from metabin_jax.runtime.compilation import compile_ahead
     from metabin_jax.training.train import make_step, read_batches
 
     run = build_run({"dtype": "float32", "tiny": args.tiny}, args.height, args.width)
     raw = jax.device_put(next(iter(read_batches(run, random_images(run), 0, 1))))
-    program = compile_ahead(make_step(run), run.init(), raw, run.key)
-    state, _ = jax.block_until_ready(program(run.init(), raw, run.key))
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(program(state, raw, run.key))
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
-        named = operations(program.as_text())
-        spans, counts = defaultdict(float), defaultdict(int)
-        for event in (event for plane in planes for line in plane.lines for event in line.events):
-            if event.name in named:
-                spans[event.name] += event.duration_ns / 1e6
-                counts[event.name] += 1
+    state = run.init()
+    program = compile_ahead(make_step(run), state, raw, run.key)
+    state, _ = jax.block_until_ready(program(state, raw, run.key))
+    planes = traced(lambda: program(state, raw, run.key), 1).planes
+    named = operations(program.as_text())
+    spans, counts = defaultdict(float), defaultdict(int)
+    for event in (event for plane in planes for line in plane.lines for event in line.events):
+        if event.name in named:
+            spans[event.name] += event.duration_ns / 1e6
+            counts[event.name] += 1
     product = jax.jit(jnp.dot)
     square = jnp.ones((SIZE, SIZE))
     jax.block_until_ready(product(square, square))

@@ -58,7 +58,8 @@ def start(height: int, width: int, way: str) -> dict[str, float]:
     run = build(resolve(config))
     step = train.make_step(run)
     if way == "state alone":
-        step = jax.jit(lambda *arguments: train.make_step(run)(*arguments)[0], donate_argnums=0)
+        whole = step
+        step = jax.jit(lambda *arguments: whole(*arguments)[0], donate_argnums=0)
 
     def first_batch() -> object:
         images = load_images(run.config, run.data.records)

@@ -5,22 +5,21 @@ from experiments.study import read
 
 
 def committed():
-    lines, long_lines = (read(FOLDER / f"networks/{name}.jsonl") for name in ("results", "why"))
-    return lines, long_lines, (FOLDER / "page.md").read_text()
+    return read(FOLDER / "networks/results.jsonl"), (FOLDER / "page.md").read_text()
 
 
 def test_no_number_is_typed():
-    lines, long_lines, words = committed()
-    assert (ROOT / "docs/results.md").read_text() == page(lines, long_lines, words)
+    lines, words = committed()
+    assert (ROOT / "docs/results.md").read_text() == page(lines, words)
     readme = (ROOT / "README.md").read_text()
     assert with_blocks(readme, lines) == readme
     assert [found[1] for found in README.findall(readme)] == ["headline", "results"]
 
 
 def test_another_row_makes_another_page():
-    lines, long_lines, words = committed()
+    lines, words = committed()
     changed = [line | {"R-1": line["R-1"] / 2} if "method=bin " in line["run"] else line for line in lines]
-    assert page(changed, long_lines, words) != page(lines, long_lines, words)
+    assert page(changed, words) != page(lines, words)
     readme = (ROOT / "README.md").read_text()
     assert with_blocks(readme, changed) != readme
     assert "ahead of BIN" in verdict(changed, "MetaBIN", "BIN")

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 from stub_work import leave_mark
+from test_study import ROWS, SYNTHETIC
 
 from experiments.command_line import command_line, parse
-from experiments.settings import Setting
 from experiments.study import read, run_study
 from experiments.tables import Row
-
-ROWS = [Row(name, {"method": name}) for name in ("bn", "metabin")]
-SYNTHETIC = Setting("synthetic")
 
 
 def marks(workdir):

@@ -10,18 +10,9 @@ import pytest
 from compile_options import COMPILE_QUICKLY
 from jax.sharding import NamedSharding, PartitionSpec
 
-from metabin_jax.models.convolution import (
-    Before,
-    by_library,
-    by_patches,
-    convolve,
-    depthwise_by_shifts,
-    pointwise,
-)
+from metabin_jax.models.convolution import Before, by_library, by_patches, convolve, depthwise_by_shifts, pointwise
 
 jit = functools.partial(jax.jit, compiler_options=COMPILE_QUICKLY)
-
-# --- the convolutions written for the CPU ---------------------------------------------------------------------------
 
 
 def by_shifts(stride):

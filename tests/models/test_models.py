@@ -11,10 +11,7 @@ from compile_options import COMPILE_QUICKLY
 
 from metabin_jax import models
 from metabin_jax.algorithm import Batch, MetaBIN
-from metabin_jax.models.convolution import (
-    Conv,
-    DepthwiseConv,
-)
+from metabin_jax.models.convolution import Conv, DepthwiseConv
 from metabin_jax.models.mobilenetv2 import round_to_8
 from metabin_jax.models.reid import CLASSIFIER_INITS
 from metabin_jax.norm import LAYERS
