@@ -10,9 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from experiments import figures, why
+from experiments import fig5, figures, why
 from experiments.comparison import METHODS, choices, difference, differences, over_targets, pairs, table
 from experiments.study import read
 from experiments.tables import METRICS, Line, markdown
@@ -29,7 +27,7 @@ def verdict(lines: Sequence[Line], first: str, second: str) -> str:
     found = difference(lines, first, second, "R-1")
     side = "ahead of" if found.mean > 0 else "behind"
     words = f"{first} is {abs(found.mean):.1f} points of R-1 {side} {second}"
-    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}, {found.pairs} pairs"
+    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}, {found.targets} networks"
     if found.low <= 0 <= found.high:
         return f"{words}, which may be chance ({interval})."
     return f"**{words}** ({interval})."
@@ -66,7 +64,7 @@ def advice(lines: Sequence[Line]) -> str:
             undecided.append(name)
     words = f"{best} has the best mean. "
     if undecided:
-        words += f"From {', '.join(undecided)} it cannot be told apart by these pairs. "
+        words += f"From {', '.join(undecided)} it cannot be told apart on these networks. "
     worse = [name for name in order if name not in (best, *undecided)]
     return words + (f"It is better than {', '.join(worse)}." if worse else "")
 
@@ -85,19 +83,47 @@ def rho(lines: Sequence[Line]) -> str:
     body = []
     for method, own in watched.items():
         target, source = 100 * why.curve(own, "R-1"), 100 * why.curve(own, "source R-1")
-        steps = own[0]["curve"]["step"]
-        last = next(step for step, value in zip(steps, target, strict=True) if value > target.max() - 1)
-        stages = [name for name in own[0]["curve"] if name.startswith("rho/")]
-        mean = f"{np.mean([why.curve(own, name)[-1] for name in stages]):.2f}" if stages else "-"
-        body.append([method, f"{target[-1]:.1f}", f"{last:,.0f}", f"{source[-1]:.1f}", mean])
+        steps, mean_rho = own[0]["curve"]["step"], why.mean_rho(own)
+        near = next(step for step, value in zip(steps, target, strict=True) if value > target.max() - 1)
+        end = f"{mean_rho[-1]:.2f}" if mean_rho.size else "-"
+        body.append([method, f"{target[-1]:.1f}", f"{near:,.0f}", f"{source[-1]:.1f}", end])
     header = [
         "at the last step",
         "R-1, target",
-        "within 1 point of its best from step",
+        "first within 1 point of its best at step",
         "R-1, held out",
         "rho, mean of stages",
     ]
     return markdown(header, body)
+
+
+def longer(lines: Sequence[Line]) -> str:
+    """R-1 and rho along the longer runs."""
+    body = []
+    for method, own in why.longer(lines).items():
+        places = [own[0]["curve"]["step"].index(step) for step in why.STEPS]
+        for what, name in (("target", "R-1"), ("held out", "source R-1")):
+            scores = 100 * why.curve(own, name)[places]
+            body.append([f"{method}, R-1, {what}", *(f"{score:.1f}" for score in scores)])
+        if (mean := why.mean_rho(own)).size:
+            body.append([f"{method}, rho, mean of stages", *(f"{value:.2f}" for value in mean[places])])
+    return markdown(["at step", *(f"{step:,}" for step in why.STEPS)], body)
+
+
+def gradients(lines: Sequence[Line]) -> str:
+    """The gradients on rho along the longer runs."""
+    body = []
+    for method, own in why.longer(lines).items():
+        names = {
+            "size/base": "base gradient, root mean square",
+            "size/meta": "meta-gradient, root mean square",
+            **{f"mean/{loss}": f"{name}, mean" for loss, (name, _) in fig5.PAPER.items()},
+            "mean/cross_entropy": "cross-entropy, mean",
+        }
+        for name in (name for name in names if name in own[0]["curve"]):
+            values = why.curve(own, name)
+            body.append([f"{method}, {names[name]}", *(f"{value:.1e}" for value in values)])
+    return markdown(["at step", *(f"{step:,}" for step in why.STEPS)], body)
 
 
 def headline(lines: Sequence[Line]) -> str:
@@ -127,7 +153,7 @@ def readme(lines: Sequence[Line]) -> str:
 
 BLOCKS: dict[str, Callable[[Sequence[Line]], str]] = {
     "found": found, "table": table, "differences": differences, "advice": advice, "unfinished": unfinished,
-    "choices": choices, "rho": rho,
+    "choices": choices, "rho": rho, "longer": longer, "gradients": gradients,
 }  # fmt: skip
 
 
@@ -142,13 +168,19 @@ def with_blocks(text: str, lines: Sequence[Line]) -> str:
     return README.sub(lambda match: f"{match[1]}{blocks[match[2]]}\n{match[3]}", text)
 
 
+def committed() -> list[Line]:
+    """The lines of all runs on the networks, also of the longer ones."""
+    return [line for name in ("results", "why") for line in read(FOLDER / f"networks/{name}.jsonl")]
+
+
 def main() -> None:
-    lines = read(FOLDER / "networks/results.jsonl")
+    lines = committed()
     write_text(ROOT / "docs/results.md", page(lines, (FOLDER / "page.md").read_text()))
     write_text(ROOT / "README.md", with_blocks((ROOT / "README.md").read_text(), lines))
     watched = why.watched(lines)
     for name, draw in (("scores", why.draw_scores), ("rho", why.draw_rho), ("inner", why.draw_inner)):
         figures.save(draw(watched), FOLDER / f"networks/{name}.png")
+    figures.save(why.draw_gradients(why.longer(lines)), FOLDER / "networks/gradients.png")
 
 
 if __name__ == "__main__":

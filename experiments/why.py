@@ -19,7 +19,7 @@ from experiments import fig5, figures
 from experiments.command_line import command_line, in_one_sentence, parse
 from experiments.comparison import chosen, cut, pairs, trials
 from experiments.study import Job, read, run_all, run_together
-from experiments.tables import Line
+from experiments.tables import Line, Row
 from experiments.together import Lanes
 from metabin_jax.algorithm import MetaBIN
 from metabin_jax.baselines import Joint
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LONG = {"epochs": 33}  # of 300 steps
+LONG = {"epochs": 33, "optimizer.decay_epochs": (23, 30)}  # of 300 steps
 WATCHED = ("BN", "BIN", "MetaBIN", "MetaBIN + cross-entropy")
 STEPS = (300, 900, 3000, 9900)
 BATCHES = 20
@@ -83,14 +83,30 @@ def _size(tree: Any) -> jax.Array:
 
 
 def watched(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines of each of WATCHED that has any: of its chosen trials or, in why.jsonl, of the longer runs of these."""
-    short = [line | {"run": line["run"].removeprefix("epochs=33 ")} for line in lines]
-    if short != list(lines):
-        runs = {method: {row.run for row in trials(method)} for method in WATCHED}
-        found = {method: [line for line in short if line["run"] in runs[method]] for method in WATCHED}
-    else:
-        found = {method: list(pairs(lines, method).values()) for method in WATCHED}
+    """The lines of the chosen trials of each of WATCHED that has any."""
+    found = {method: list(pairs(lines, method).values()) for method in WATCHED}
     return {method: own for method, own in found.items() if own}
+
+
+def longer(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of why.jsonl of each of WATCHED that has any."""
+    runs = {method: {_longer(row).run for row in trials(method)} for method in WATCHED}
+    found = {method: [line for line in lines if line["run"] in runs[method]] for method in WATCHED}
+    return {method: own for method, own in found.items() if own}
+
+
+def _longer(row: Row) -> Row:
+    return replace(row, overrides=row.overrides | LONG)
+
+
+def mean_rho(lines: Sequence[Line]) -> np.ndarray:
+    """The mean over stages of the curves of rho, [epochs]; [0] for a method without rho."""
+    return np.array([curve(lines, stage) for stage in stages(lines[0])] or np.empty((1, 0))).mean(0)
+
+
+def stages(line: Line) -> list[str]:
+    """The names of the curves of rho, from input to output."""
+    return sorted((name for name in line["curve"] if name.startswith("rho/")), key=_place)
 
 
 def curve(lines: Sequence[Line], name: str) -> np.ndarray:
@@ -119,8 +135,7 @@ def draw_rho(of: Mapping[str, Sequence[Line]]) -> "Figure":
     figure, panels = _panels(len(learned), "mean of rho", sharey=True)
     for panel, (method, lines) in zip(panels, learned.items(), strict=True):
         panel.set_title(method, fontsize=10)
-        stages = sorted((name for name in lines[0]["curve"] if name.startswith("rho/")), key=_place)
-        for colour, stage in zip(figures.COLOURS, stages, strict=False):
+        for colour, stage in zip(figures.COLOURS, stages(lines[0]), strict=False):
             label = stage.removeprefix("rho/")
             panel.plot(lines[0]["curve"]["step"], curve(lines, stage), color=colour, label=label)
     panels[0].legend(fontsize=8)
@@ -191,7 +206,7 @@ def main() -> None:
                     f"{args.workdir} has no trials of {method} on {missing[0]}: run experiments.comparison there first"
                 )
             jobs = [
-                Job(replace(row, overrides=row.overrides | LONG), target, seed, args.setting, args.workdir)
+                Job(_longer(row), target, seed, args.setting, args.workdir)
                 for seed in args.seeds
                 for target, row in rows.items()
                 if row
@@ -199,7 +214,7 @@ def main() -> None:
             groups += cut(jobs, args.together)
         work = partial(run_together, measure=gradients_on_rho, steps=STEPS)
         lines = run_all(groups, args.setting, args.workdir, args.jobs, work, "why.jsonl")
-        print(figures.save(draw_gradients(watched(lines)), args.workdir / "why.png"))
+        print(figures.save(draw_gradients(longer(lines)), args.workdir / "why.png"))
 
 
 if __name__ == "__main__":

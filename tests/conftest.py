@@ -21,6 +21,24 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture(scope="session", autouse=True)
+def forms_of_cpus():
+    """The forms of other platforms never run here, and tracing them as well would take twice as long."""
+    from metabin_jax.runtime.platforms import tracing_for
+
+    with tracing_for("cpu"):
+        yield
+
+
+@pytest.fixture
+def all_forms(forms_of_cpus):
+    """Every platform's form is traced, as it is for a user."""
+    from metabin_jax.runtime.platforms import tracing_for
+
+    with tracing_for(""):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory):
     """What libraries leave among the temporary files is removed with pytest's own."""
     folder = str(tmp_path_factory.mktemp("temporary"))

@@ -20,11 +20,12 @@ _SET_ROWS = 1024
 
 
 def rerank(
-    query_QD: ArrayLike, gallery_GD: ArrayLike, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
+    query_QD: ArrayLike, gallery_GD: ArrayLike | None = None, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
 ) -> NDArray[np.floating]:
     """Distances [Q, G] by k-reciprocal encoding (Zhong et al., CVPR 2017, arXiv 1701.08398), for `rank_metrics`.
 
-    All is done among the N = Q + G images together, the queries first. d(i, j) is the squared Euclidean distance of
+    All is done among the N = Q + G images together, the queries first, or among the N = Q images if the queries are the
+    gallery: a copy of each would take the place of a neighbour. d(i, j) is the squared Euclidean distance of
     features of length one, divided by the largest of i's. N(i, k) is i itself and its k nearest others.
 
         R(i, k)  = {j in N(i, k): i in N(j, k)}
@@ -40,14 +41,15 @@ def rerank(
 
     Args:
       query_QD, gallery_GD: features, any real dtype, of finite values; the result is float32, or float64 where
-        they are.
+        they are. gallery_GD is None if the queries are the gallery, too; the result is then [Q, Q].
       k1, k2: at least 1; k1 / 2 is rounded, halves to the even number, and a k beyond N means all images.
       lambda_value: from 0 to 1.
 
     Raises:
       ValueError: shapes disagree, there is no query or no gallery, a feature is not finite, a setting is out of range.
     """
-    query_QD, gallery_GD = check_features(query_QD, gallery_GD)
+    is_one_set = gallery_GD is None
+    query_QD, gallery_GD = check_features(query_QD, query_QD if gallery_GD is None else gallery_GD)
     if min(len(query_QD), len(gallery_GD)) == 0:
         raise ValueError("query_QD and gallery_GD must hold one feature or more.")
     if k1 < 1 or k2 < 1:
@@ -55,7 +57,7 @@ def rerank(
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value must be from 0 to 1, not {lambda_value}.")
 
-    image_ND = np.concatenate([query_QD, gallery_GD])
+    image_ND = query_QD if is_one_set else np.concatenate([query_QD, gallery_GD])
     neighbour_NK, farthest_N = _neighbours(image_ND, max(k1 + 1, k2))
     weight_NN = _weights(image_ND, neighbour_NK, farthest_N, k1)
     nearest_NK = neighbour_NK[:, :k2]
@@ -64,12 +66,12 @@ def rerank(
     distance_QG = np.empty((len(query_QD), len(gallery_GD)), farthest_N.dtype)
     for rows, original_BG in distance_blocks(query_QD, gallery_GD):
         distance_QG[rows] = lambda_value * original_BG / farthest_N[rows, None]
-    _add_jaccard(distance_QG, weight_NN, 1 - lambda_value)
+    _add_jaccard(distance_QG, weight_NN[: len(query_QD)], weight_NN[-len(gallery_GD) :], 1 - lambda_value)
     return distance_QG
 
 
 def query_expansion(
-    query_QD: ArrayLike, gallery_GD: ArrayLike, k: int = 10, alpha: float = 3.0
+    query_QD: ArrayLike, gallery_GD: ArrayLike | None = None, k: int = 10, alpha: float = 3.0
 ) -> NDArray[np.floating]:
     """Queries [Q, D] of length one, each moved towards its k nearest gallery images.
 
@@ -78,25 +80,36 @@ def query_expansion(
 
     Args:
       query_QD, gallery_GD: features, any real dtype, of finite values; the result is float32, or float64 where
-        they are.
+        they are. gallery_GD is None if the queries are the gallery, too: the nearest are then those of the others.
       k: at least 1; beyond G it means the whole gallery.
       alpha: 0 or more.
 
     Raises:
       ValueError: shapes disagree, a feature is not finite, k or alpha is out of range.
     """
-    query_QD, gallery_GD = check_features(query_QD, gallery_GD)
+    is_one_set = gallery_GD is None
+    query_QD, gallery_GD = check_features(query_QD, query_QD if gallery_GD is None else gallery_GD)
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}.")
     if not 0 <= alpha < np.inf:
         raise ValueError(f"alpha must be 0 or more, not {alpha}.")
     dtype = np.result_type(query_QD, gallery_GD, np.float32)
     expanded_QD = unit_length(query_QD.astype(dtype, copy=False))
-    ranking = rank(distance_blocks(query_QD, gallery_GD), nearest=k)
+    if is_one_set and (k := min(k, len(query_QD) - 1)) < 1:
+        return expanded_QD
+    blocks = _among(query_QD, np.inf) if is_one_set else distance_blocks(query_QD, gallery_GD)
+    ranking = rank(blocks, nearest=k)
     weight_QK = np.maximum(1 - ranking.distance_QK, 0) ** alpha
     for expanded_D, column_K, weight_K in zip(expanded_QD, ranking.nearest_QK, weight_QK, strict=True):
         expanded_D += weight_K @ unit_length(gallery_GD[column_K].astype(dtype, copy=False))
     return unit_length(expanded_QD)
+
+
+def _among(image_ND: NDArray, own: float) -> Blocks:
+    """The blocks of distances among images, with `own` as that of each image to itself."""
+    for rows, distance_BN in distance_blocks(image_ND, image_ND):
+        np.fill_diagonal(distance_BN[:, rows], own)
+        yield rows, distance_BN
 
 
 def _neighbours(image_ND: NDArray, count: int) -> tuple[NDArray[np.int64], NDArray]:
@@ -104,10 +117,9 @@ def _neighbours(image_ND: NDArray, count: int) -> tuple[NDArray[np.int64], NDArr
     farthest_N = np.empty(len(image_ND), np.result_type(image_ND, np.float32))
 
     def self_first() -> Blocks:
-        for rows, distance_BN in distance_blocks(image_ND, image_ND):
+        # An image is its own nearest, whatever rounding or a copy of it says.
+        for rows, distance_BN in _among(image_ND, -np.inf):
             farthest_N[rows] = distance_BN.max(axis=1)
-            # An image is its own nearest, whatever rounding or a copy of it says.
-            np.fill_diagonal(distance_BN[:, rows], -np.inf)
             yield rows, distance_BN
 
     neighbour_NK = rank(self_first(), nearest=count).nearest_QK
@@ -156,15 +168,14 @@ def _weights(image_ND: NDArray, neighbour_NK: NDArray[np.int64], farthest_N: NDA
     return csr_array((np.concatenate(weights), np.concatenate(columns), starts), shape=whole_NN.shape)
 
 
-def _add_jaccard(distance_QG: NDArray, weight_NN: "csr_array", factor: float) -> None:
+def _add_jaccard(distance_QG: NDArray, query_QN: "csr_array", gallery_GN: "csr_array", factor: float) -> None:
     """Adds factor times the Jaccard distance, in place, query by query."""
-    num_query = len(distance_QG)
-    total_N = weight_NN.sum(axis=1)
-    query_QN, gallery_GN = weight_NN[:num_query], weight_NN[num_query:].tocsc()
+    total_Q, total_G = query_QN.sum(axis=1), gallery_GN.sum(axis=1)
+    gallery_GN = gallery_GN.tocsc()
     for query, (start, stop) in enumerate(zip(query_QN.indptr, query_QN.indptr[1:], strict=False)):
         # Only gallery images with a weight where the query has one share anything with it.
         shared_GC = gallery_GN[:, query_QN.indices[start:stop]]
         weight_S = np.repeat(query_QN.data[start:stop], np.diff(shared_GC.indptr))
         shared_GC.data = np.minimum(shared_GC.data, weight_S)
         shared_G = shared_GC.sum(axis=1)
-        distance_QG[query] += factor * (1 - shared_G / (total_N[query] + total_N[num_query:] - shared_G))
+        distance_QG[query] += factor * (1 - shared_G / (total_Q[query] + total_G - shared_G))

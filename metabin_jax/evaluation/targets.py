@@ -57,6 +57,7 @@ def evaluate_target(
         whole domain, because none of its persons was trained on. It always compares the embeddings.
       rerank: rank by the distances of `reranking.rerank`, which are all [Q, G] in memory at once.
       query_expansion: the k of `reranking.query_expansion`, which comes before the ranking or re-ranking; 0 for none.
+        Where every image is a query and in the gallery, re-ranking takes the expanded features of both.
       listed: how many images that count the nearest of each query must hold; more are kept, for images that do not.
       bins: as in `scored_pairs`.
 
@@ -76,11 +77,12 @@ def evaluate_target(
 
     def ranking(split: QueryGallery) -> Ranking:
         query_QD, gallery_GD = features(split)
+        others_GD = None if np.array_equal(split.query_row, split.gallery_row) else gallery_GD
         if query_expansion:
-            query_QD = reranking.query_expansion(query_QD, gallery_GD, query_expansion)
+            query_QD = reranking.query_expansion(query_QD, others_GD, query_expansion)
         blocks: Blocks = distance_blocks(query_QD, gallery_GD, metric)
         if rerank:
-            blocks = [(slice(0, len(query_QD)), reranking.rerank(query_QD, gallery_GD))]
+            blocks = [(slice(0, len(query_QD)), reranking.rerank(query_QD, others_GD))]
         return rank(blocks, split.labels, listed and listed + most_shared(split.query_pid, split.gallery_pid))
 
     verification, scored = verify(*features(pairs), pairs.labels, far, bins)

@@ -29,8 +29,8 @@ from metabin_jax.training.workdir import trained_on
 
 # The fields that can change what an evaluation of a trained run measures.
 MEASURED = (
-    "data.source", "data.path", "data.protocol", "data.eval_domains", "data.height", "data.width", "selection",
-    "eval.metric", "eval.policy", "eval.rerank", "eval.query_expansion", "eval.far",
+    "data.source", "data.path", "data.identities", "data.protocol", "data.eval_domains", "data.height", "data.width",
+    "selection", "eval.metric", "eval.policy", "eval.rerank", "eval.query_expansion", "eval.far",
 )  # fmt: skip
 RANKED_BY = ("policy", "metric", "rerank", "query_expansion")
 

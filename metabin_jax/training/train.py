@@ -127,7 +127,7 @@ def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placemen
                 state, metrics = programs[batch.num_steps](state, batch, *more)
                 step += batch.num_steps
                 writer.step(step, metrics, images_per_step * batch.num_steps, batch.num_steps)
-                is_asked, score = stop.asked(step), None
+                is_asked, score = stop.asked(), None
                 # Clocks differ between processes, which must all save at the same step.
                 is_due = jax.process_count() == 1 and time.monotonic() - saved > 60 * config.checkpoint_minutes
                 if is_ended := step % run.steps_per_epoch == 0 or is_asked or is_due:

@@ -26,6 +26,7 @@ RESUMABLE = (
     "epochs", "log_every", "keep", "checkpoint_minutes", "debug_nans", "eval.", "data.path", "data.cache_dir",
     "data.resident", "steps_per_dispatch",
 )  # fmt: skip
+SELECTING = ("eval.policy", "eval.metric")  # may not, where the checkpoint is chosen by a score with them
 READERS = 16  # threads that wait for files, on a network or a disk
 
 
@@ -41,7 +42,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     before, now = (flatten_dict(fields, sep=".") for fields in (read_json(path), settings(config)))
     for field in sorted(before.keys() | now.keys()):
         old, new = before.get(field), now.get(field)
-        if old != new and not field.startswith(RESUMABLE):
+        may_change = field.startswith(RESUMABLE) and not (config.selection == "source_val" and field in SELECTING)
+        if old != new and not may_change:
             raise UserError(
                 f"{workdir} holds a run with config.{field}={old!r}, not {new!r}: choose another workdir, "
                 "or the old value"

@@ -4,7 +4,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from metabin_jax.evaluation import distances, query_expansion, rank_metrics, rerank, reranking
+from metabin_jax.data.records import Record
+from metabin_jax.evaluation import distances, query_expansion, query_gallery, rank_metrics, rerank, reranking
+from metabin_jax.evaluation.targets import evaluate_target
 
 
 def cosine_distance(a_D, b_D):
@@ -14,7 +16,9 @@ def cosine_distance(a_D, b_D):
 
 def rerank_by_sets(query_QD, gallery_GD, k1, k2, lambda_value, share=2 / 3, divide=True):
     """The same equations with Python sets and dense loops."""
-    image_ND = np.concatenate([query_QD, gallery_GD])
+    image_ND, first = np.concatenate([query_QD, gallery_GD]), len(query_QD)
+    if gallery_GD is query_QD:
+        image_ND, first = query_QD, 0
     everyone = range(len(image_ND))
     # Rounded, so that equal distances are equal here whatever order they were summed in.
     d = np.array([[round(2 * cosine_distance(image_ND[i], image_ND[j]), 12) for j in everyone] for i in everyone])
@@ -40,9 +44,9 @@ def rerank_by_sets(query_QD, gallery_GD, k1, k2, lambda_value, share=2 / 3, divi
     result = np.empty((len(query_QD), len(gallery_GD)))
     for q in range(len(query_QD)):
         for g in range(len(gallery_GD)):
-            a, b = v[q], v[len(query_QD) + g]
+            a, b = v[q], v[first + g]
             jaccard = 1 - np.minimum(a, b).sum() / np.maximum(a, b).sum()
-            result[q, g] = (1 - lambda_value) * jaccard + lambda_value * d[q, len(query_QD) + g]
+            result[q, g] = (1 - lambda_value) * jaccard + lambda_value * d[q, first + g]
     return result
 
 
@@ -60,6 +64,31 @@ def test_agrees_with_sets_and_loops(k1, k2, ties):
         case = features(seed, ties)
         expected = rerank_by_sets(*case, k1, k2, 0.3)
         np.testing.assert_allclose(rerank(*case, k1, k2, 0.3), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
+@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (5, 4), (20, 6)])
+def test_images_that_are_queries_and_gallery_count_once(k1, k2, ties):
+    image_ND = np.concatenate(features(0, ties))
+    expected = rerank_by_sets(image_ND, image_ND, k1, k2, 0.3)
+    np.testing.assert_allclose(rerank(image_ND, None, k1, k2), expected, rtol=0, atol=1e-9)
+    assert np.abs(rerank(image_ND, image_ND.copy(), k1, k2) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("setting", [{"rerank": True}, {"query_expansion": 2}])
+def test_a_domain_without_marks_is_one_set(setting):
+    records = [Record(str(n), pid=n // 4, camid=n % 3, domain="mall", split="all") for n in range(31)]
+    image_ND = np.concatenate(features(0, ties=False))
+    split = query_gallery(records)
+    (metrics,) = evaluate_target("mall", records, lambda row: image_ND[row], [split], **setting).metrics
+
+    def distance_of(gallery_GD):
+        if "rerank" in setting:
+            return rerank(image_ND, gallery_GD)
+        return distances.distance(query_expansion(image_ND, gallery_GD, 2), image_ND)
+
+    one_set, two_sets = (rank_metrics(distance_of(gallery_GD), *split.labels).mAP for gallery_GD in (None, image_ND))
+    assert metrics.mAP == pytest.approx(one_set) != pytest.approx(two_sets, abs=1e-4)
 
 
 @pytest.mark.parametrize("other", [{"share": 0.5}, {"divide": False}])
@@ -125,7 +154,8 @@ def expand_by_loops(query_QD, gallery_GD, k, alpha):
     expanded = []
     for query_D in query_QD:
         similarity = [1 - round(cosine_distance(query_D, gallery_D), 12) for gallery_D in gallery_GD]
-        nearest = sorted(range(len(gallery_GD)), key=lambda g: (-similarity[g], g))[:k]
+        others = [g for g in range(len(gallery_GD)) if gallery_GD is not query_QD or gallery_GD[g] is not query_D]
+        nearest = sorted(others, key=lambda g: (-similarity[g], g))[:k]
         total_D = query_D / np.sqrt(sum(query_D**2))
         for g in nearest:
             total_D = total_D + max(similarity[g], 0) ** alpha * gallery_GD[g] / np.sqrt(sum(gallery_GD[g] ** 2))
@@ -139,6 +169,15 @@ def test_expansion_agrees_with_loops(k, alpha, ties):
     case = features(4, ties)
     expected = expand_by_loops(*case, k, alpha)
     np.testing.assert_allclose(query_expansion(*case, k, alpha), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 5, 100])
+def test_an_image_is_not_its_own_neighbour(k):
+    image_ND = list(np.concatenate(features(4, ties=False)))
+    expected = expand_by_loops(image_ND, image_ND, k, 3.0)
+    np.testing.assert_allclose(query_expansion(image_ND, None, k), expected, rtol=0, atol=1e-9)
+    assert np.abs(query_expansion(image_ND, image_ND, k) - expected).max() > 1e-3
+    assert query_expansion(image_ND[:1]) == pytest.approx(image_ND[0][None] / np.linalg.norm(image_ND[0]))
 
 
 def test_the_loops_reject_another_number_of_neighbours_and_another_power():

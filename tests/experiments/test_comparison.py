@@ -1,4 +1,4 @@
-"""The choice of trials by the sources alone, and the test of a difference over pairs."""
+"""The choice of trials by the sources alone, and the test of a difference over targets."""
 
 import numpy as np
 import pytest
@@ -39,12 +39,34 @@ def test_a_difference_is_paired_by_target_and_seed():
     theirs = {"mall": ([(0.0, 0.1), (0.4, 0.9)], [0.5]), "plaza": ([(0.0, 0.1), (0.9, 0.9)], [0.9])}
     lines = lines_of("MetaBIN", ours) + lines_of("BIN", theirs)
     found = difference(lines, "MetaBIN", "BIN", "R-1")
-    points = np.array([10.0, 20.0, 0.0, -10.0])
-    low, high = stats.t.interval(0.95, 3, points.mean(), stats.sem(points))
-    np.testing.assert_allclose(found[:3], (points.mean(), low, high))
+    means = np.array([(10 + 20) / 2, (0 - 10) / 2])
+    low, high = stats.t.interval(0.95, 1, means.mean(), stats.sem(means))
+    np.testing.assert_allclose(found[:3], (means.mean(), low, high))
     assert (found.pairs, found.ahead, found.targets) == (4, 1, 2)
     assert "| MetaBIN | 60.0 ± 14.1 | 85.0 ± 7.1 | 72.5 / 36.3 | 4 |" in table(lines)
     assert choices(lines).splitlines()[-2:] == ["| BIN | 0 | 2 |", "| MetaBIN | 2 | 0 |"]
+
+
+def test_seeds_of_one_target_are_no_evidence_for_another():
+    """By simulation: no true difference, but each target has its own; 5 % of the intervals leave 0 out."""
+    rng = np.random.default_rng(0)
+
+    def interval():
+        own = {target: float(rng.normal()) for target in ("a", "b", "c", "d", "e", "f")}
+        near = {target: [value + 0.1 * float(rng.normal()) for _ in range(4)] for target, value in own.items()}
+        ours = {target: ([(values[0], 0.9), (0, 0.1)], values[1:]) for target, values in near.items()}
+        theirs = {target: ([(0.0, 0.9), (0, 0.1)], [0.0] * 3) for target in own}
+        return difference(lines_of("MetaBIN", ours) + lines_of("BIN", theirs), "MetaBIN", "BIN", "R-1")
+
+    found = [interval() for _ in range(400)]
+    assert np.mean([each.low > 0 or each.high < 0 for each in found]) == pytest.approx(0.05, abs=0.03)
+
+
+def test_a_target_with_more_seeds_weighs_no_more():
+    ours = {"mall": ([(0.5, 0.9), (0.0, 0.1)], [0.5, 0.5]), "plaza": ([(0.1, 0.9), (0.0, 0.1)], [])}
+    theirs = {target: ([(0.0, 0.9), (0.0, 0.1)], [0.0, 0.0]) for target in ours}
+    found = difference(lines_of("MetaBIN", ours) + lines_of("BIN", theirs), "MetaBIN", "BIN", "R-1")
+    assert found.mean == pytest.approx((50 + 10) / 2)
 
 
 def test_the_visible_difference_is_seen_as_often_as_it_says():

@@ -16,6 +16,8 @@ from metabin_jax.export import FORMATS, formats, run
 from metabin_jax.export.inference import embedder
 from metabin_jax.norm import LAYERS, Affine, BatchNorm, Norm
 
+pytestmark = pytest.mark.usefixtures("all_forms")  # a file holds the forms of several platforms
+
 HEIGHT, WIDTH = 32, 24
 IMAGE_NHWC = np.random.default_rng([1]).integers(0, 256, (17, HEIGHT, WIDTH, 3), np.uint8)
 RHO = ("one", "zero", "between", "mixed")

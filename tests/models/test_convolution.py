@@ -120,7 +120,7 @@ def test_coefficients_of_all_images_may_be_one_row():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_depthwise_is_the_librarys_except_on_a_cpu():
+def test_depthwise_is_the_librarys_except_on_a_cpu(all_forms):
     (kernel, x_NHWC), *_ = draw(2, 5, 7, (3, 3, 1, 5), 1, prepared=False)
     traced = jax.jit(functools.partial(convolve, *by_shifts(1))).trace(x_NHWC, kernel)
     for platform in ("cpu", "cuda", "tpu"):

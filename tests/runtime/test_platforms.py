@@ -50,7 +50,7 @@ def test_one_platforms_form_alone_is_traced(platform, expected):
     assert "platform_index" not in primitives(traced(platform).jaxpr.jaxpr)
 
 
-def test_without_a_platform_all_forms_are_there_and_the_compiler_chooses():
+def test_without_a_platform_all_forms_are_there_and_the_compiler_chooses(all_forms):
     whole = jax.jit(double).trace(jnp.ones(3))
     assert {"add", "mul", "platform_index"} <= primitives(whole.jaxpr.jaxpr)
     for platform, word, other in (("cpu", "add", "multiply"), ("cuda", "multiply", "add")):
@@ -59,7 +59,7 @@ def test_without_a_platform_all_forms_are_there_and_the_compiler_chooses():
         assert f"stablehlo.{other}" not in text
 
 
-def test_it_ends_with_its_block_and_with_an_error():
+def test_it_ends_with_its_block_and_with_an_error(all_forms):
     with pytest.raises(ZeroDivisionError), tracing_for("gpu"):
         raise ZeroDivisionError
     with tracing_for("gpu"):
@@ -69,7 +69,7 @@ def test_it_ends_with_its_block_and_with_an_error():
     assert "platform_index" in primitives(jax.make_jaxpr(lambda x: double(x))(1.0).jaxpr)
 
 
-def test_a_step_holds_the_forms_of_its_platform_alone(folder, monkeypatch):
+def test_a_step_holds_the_forms_of_its_platform_alone(folder, monkeypatch, all_forms):
     run = build(resolve(tiny_config(folder)))
     state, raw = jax.eval_shape(run.init), batch_shapes(run)
 

@@ -102,6 +102,18 @@ def test_a_workdir_is_of_one_config(tmp_path):
         check_workdir(config, tmp_path / "config.json")
 
 
+@pytest.mark.parametrize(("field", "value"), [("policy", "ignore"), ("metric", "euclidean")])
+def test_scores_that_choose_a_checkpoint_keep_their_meaning(tmp_path, field, value):
+    config = metabin()
+    config.selection = "source_val"
+    describe_run(config, [], tmp_path)
+    config.eval.rerank = True
+    check_workdir(config, tmp_path)
+    config.eval[field] = value
+    with pytest.raises(ValueError, match=rf"holds a run with config\.eval\.{field}=.*, not '{value}': choose another"):
+        check_workdir(config, tmp_path)
+
+
 def git(folder, *command):
     identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
     return subprocess.run(("git", *identity, *command), cwd=folder, check=True, capture_output=True, text=True).stdout

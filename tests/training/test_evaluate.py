@@ -64,6 +64,8 @@ def test_the_name_of_an_evaluation_says_what_differs():
     name = evaluate.file_name(own, config)
     assert re.fullmatch("evaluation-eval_domains=north,west-rerank=True-far=0.01-[0-9a-f]{8}", name)
     assert evaluate.file_name(config, own).startswith("evaluation-eval_domains=-rerank=False-far=0.001-")
+    config.data.identities = own.data.identities + 1  # other synthetic people
+    assert evaluate.file_name(own, config).startswith(f"evaluation-identities={config.data.identities}-eval_domains=")
     names = set()
     for domain in ("a/b", "a b", "<img>\udcff", "x" * 300, "x" * 301, "a,b"):
         config.data.eval_domains = (domain,)
