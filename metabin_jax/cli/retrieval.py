@@ -191,7 +191,7 @@ def calibrate(options: argparse.Namespace) -> int:
     known = [image for image in zip(*(column.tolist() for column in columns), strict=True) if image[2]]
     warn_of_trained(Path(features.made_by["run"]), known)
     result = calibrate(features, far)
-    if not result.tpr:
+    if result.tpr == 0:
         missed = "no pair of one person is above this threshold, so a search with it finds nobody"
         print(f"warning: {missed}: ask for a higher rate", file=sys.stderr)
     write_json(output, dataclasses.asdict(result))

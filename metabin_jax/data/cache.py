@@ -25,6 +25,7 @@ FORMAT = "metabin_jax images 2: RGB, upright by EXIF, bicubic, 16 bits to 8"  # 
 # A file (name or object), an image of PIL, or RGB pixels uint8 [H, W, 3].
 Picture = str | os.PathLike | IO[bytes] | Image.Image | np.ndarray
 BLOCK = 2**24  # bytes that share a checksum
+AT_ONCE = 512  # images that may wait, decoded, to be written
 MOST_PIXELS = 2**26  # of an image: a file of a few kB can claim any number
 
 
@@ -195,8 +196,9 @@ def _decode_all(
     broken = []
     file.write(_header((len(records), *size, 3)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes and resizes outside the GIL
-        decoded = zip(records, pool.map(decode, records), strict=True)
-        for _, image in Progress("decoding images", len(records), decoded):
+        parts = (records[start : start + AT_ONCE] for start in range(0, len(records), AT_ONCE))
+        decoded = (image for part in parts for image in pool.map(decode, part))
+        for image in Progress("decoding images", len(records), decoded):
             if isinstance(image, str):
                 broken.append(image)
             else:

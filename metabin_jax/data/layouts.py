@@ -1,20 +1,18 @@
 """What a tree of pictures means: its layout is recognised from its names, or given by a template.
 
 A layout is a function (root, paths) -> a row for each of the paths that it understands. A path is that of an image
-below the root, with "/"; a row is what it shows.
+below the root, with "/"; a row is what it shows, or None for an image that is there twice.
 """
 
 import collections
-import csv
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metabin_jax.data.manifest import csv_rows
-from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS
-from metabin_jax.runtime.errors import UserError, counted, few
+from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, folders
+from metabin_jax.runtime.errors import UserError, is_utf8
 
 MOST_MISSED = 0.1  # the share of the images that a layout may not understand
 FIELDS = ("domain", "pid", "camid", "split")
@@ -23,8 +21,9 @@ VERI_FOLDERS = {"image_train": "train", "image_query": "query", "image_test": "g
 SPLIT_OF = SPLIT_FOLDERS | {"train": "train", "query": "query", "gallery": "gallery", "test": "gallery"}
 # Folders that look like identities and are none.
 NO_IDENTITY = {*SPLIT_OF, "val", "images", "image", "imgs", "img", "data", "pictures", "photos", "crops"}
-CAMERA = re.compile(r"(?:camera|cam)[ _-]?(\w+)", re.IGNORECASE)
-PERSON = re.compile(r"(?:person|identity|pid|id)[ _-]?(\w+)", re.IGNORECASE)
+# A number, or a sign between the words: Camila and Idris are people. A camera may also be called by one letter.
+CAMERA = re.compile(r"(?:camera|cam)(?:[ _-]|(?=\d|\w$))(\w+)", re.IGNORECASE)
+PERSON = re.compile(r"(?:person|identity|pid|id)(?:[ _-]|(?=\d))(\w+)", re.IGNORECASE)
 # MSMT17 has the camera in the name, 0000/0000_000_01_0303morning_0008_0.jpg.
 LIST_LINE = re.compile(
     r"(?P<name>(?:\S*/)?(?:\d+_\d+_(?P<named>\d+)_)?[^\s.]+)(?:\.\w+)?\s+(?P<pid>\d+)(?:\s+(?P<camid>\d+))?"
@@ -49,7 +48,7 @@ class Indexed(NamedTuple):
     left_out: dict[str, list[str]]
 
 
-Layout = Callable[[Path, Sequence[str]], dict[str, Row]]
+Layout = Callable[[Path, Sequence[str]], Mapping[str, Row | None]]
 
 
 def index(root: str | Path, template: str = "") -> Indexed:
@@ -60,41 +59,48 @@ def index(root: str | Path, template: str = "") -> Indexed:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder: name the one that holds the pictures.")
+    if root.name in ("", ".."):  # of "." and "..": a domain needs a name
+        root = root.resolve()
     paths, left_out = walk(root)
     if not paths:
         raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
     layouts = {f"template {template}": by_template(template)} if template else LAYOUTS
     for name, layout in layouts.items():
-        rows = layout(root, paths)
-        missed = [path for path in paths if path not in rows]
-        if rows and (template or len(missed) <= MOST_MISSED * len(paths)):
-            return _without_junk(root, Indexed(name, rows, left_out | {"names of another layout": missed}))
+        found = layout(root, paths)
+        missed = [path for path in paths if path not in found]
+        if found and (template or len(missed) <= MOST_MISSED * len(paths)):
+            return _rows_of(name, root, found, left_out | {"names of another layout": missed})
     raise UserError(
         f"{root} has no known layout, as in {paths[0]}: say what its parts are, such as "
         f"--template='{_suggested(paths[0])}' with {{pid}}, {{camid}}, {{domain}} and {{}} for the rest"
     )
 
 
-def _without_junk(root: Path, found: Indexed) -> Indexed:
-    """The rows sorted, without junk. Raises UserError if nothing is left."""
-    junk = [path for path, row in found.rows.items() if row.pid == JUNK_PID]
-    rows = {path: row for path, row in sorted(found.rows.items()) if row.pid != JUNK_PID}
+def _rows_of(name: str, root: Path, found: Mapping[str, Row | None], left_out: dict[str, list[str]]) -> Indexed:
+    """The rows sorted, without junk and second copies. Raises UserError if nothing is left."""
+    copies = [path for path, row in found.items() if row is None]
+    junk = [path for path, row in found.items() if row and row.pid == JUNK_PID]
+    rows = {path: row for path, row in sorted(found.items()) if row and row.pid != JUNK_PID}
     if not rows:
         raise UserError(f"{root} holds only junk, images of the identity -1.")
-    left_out = found.left_out | {"junk, of identity -1": junk}
-    return Indexed(found.layout, rows, {reason: paths for reason, paths in left_out.items() if paths})
+    left_out = left_out | {"the same people again, beside folders of splits": copies, "junk, of identity -1": junk}
+    return Indexed(name, rows, {reason: paths for reason, paths in left_out.items() if paths})
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """The images below root, sorted, and the other files by the reason why they are left out; hidden folders unread."""
+    """The images below root, sorted, and the other files by the reason why they are left out; hidden folders unread.
+
+    Raises UserError for a folder that cannot be read.
+    """
     paths, left_out = [], collections.defaultdict(list)
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(files):
+    for folder, files in folders(root):
+        for name in files:
             path = Path(folder, name).relative_to(root).as_posix()
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
                 left_out["hidden files"].append(path)
+            elif not is_utf8(path):
+                left_out["names that are not UTF-8"].append(path)
             elif suffix in EXTENSIONS:
                 paths.append(path)
             else:
@@ -212,10 +218,10 @@ def _cameras_and_people(root: Path, paths: Sequence[str]) -> dict[str, Row]:
     return rows
 
 
-def _market(root: Path, paths: Sequence[str]) -> dict[str, Row]:
+def _market(root: Path, paths: Sequence[str]) -> dict[str, Row | None]:
     """Names as in Market-1501; the domain is the folder, or the one above query/ and so on.
 
-    Where folders mark splits, others beside them are left out: gt_bbox of Market-1501 has the same people again.
+    Where folders mark splits, others beside them are None: gt_bbox of Market-1501 has the same people again.
     """
     matches = {path: match for path in paths if (match := MARKET_NAME.match(path.rpartition("/")[2]))}
     split_of, above_of = dict[str, str](), dict[str, tuple[str, ...]]()
@@ -225,12 +231,12 @@ def _market(root: Path, paths: Sequence[str]) -> dict[str, Row]:
         above_of[path] = tuple(folders[:-1] if split_of[path] else folders)
     marked = {above_of[path] for path in matches if split_of[path]}
     domains = _domains({*above_of.values()}, root)
-    rows = {}
+    rows: dict[str, Row | None] = {}
     for path, match in matches.items():
         split, above = split_of[path], above_of[path]
-        if split or not any(above[:depth] in marked for depth in range(len(above) + 1)):
-            pid = match[1] if match[1] == JUNK_PID else str(int(match[1]))
-            rows[path] = Row(pid, str(int(match[2])), domains[above], split or "all")
+        is_copy = not split and any(above[:depth] in marked for depth in range(len(above) + 1))
+        pid = match[1] if match[1] == JUNK_PID else str(int(match[1]))
+        rows[path] = None if is_copy else Row(pid, str(int(match[2])), domains[above], split or "all")
     return rows
 
 
@@ -241,7 +247,10 @@ def _domains(places: set[tuple[str, ...]], root: Path) -> dict[tuple[str, ...], 
 
 
 def _folder_per_identity(root: Path, paths: Sequence[str]) -> dict[str, Row]:
-    """identity/image or domain/identity/image, if every image is as deep; train/ and query/ may stand for a domain."""
+    """identity/image or domain/identity/image, if every image is as deep; train/ and query/ may stand for a domain.
+
+    So may a camera, cam1/identity/image: one person is then in the folders of several.
+    """
     depths = {path.count("/") for path in paths}
     folders = {path.split("/")[-2] for path in paths if "/" in path}
     is_other = any(name.lower() in NO_IDENTITY or CAMERA.fullmatch(name) for name in folders)
@@ -250,8 +259,10 @@ def _folder_per_identity(root: Path, paths: Sequence[str]) -> dict[str, Row]:
     rows = {}
     for path in paths:
         *above, identity, _ = path.split("/")
-        split = SPLIT_OF.get(above[0], "") if above else ""
-        rows[path] = Row(identity, "", above[0] if above and not split else root.name, split or "all")
+        top = above[0] if above else ""
+        split, camera = SPLIT_OF.get(top, ""), CAMERA.fullmatch(top)
+        domain = root.name if not top or split or camera else top
+        rows[path] = Row(identity, camera[1] if camera else "", domain, split or "all")
     return rows
 
 
@@ -264,31 +275,3 @@ LAYOUTS: dict[str, Layout] = {
     "Market-1501 names": _market,
     "one folder per identity": _folder_per_identity,
 }
-
-
-def write(indexed: Indexed, root: Path, file: Any, folder: Path) -> None:
-    """Writes the manifest to an open text file that lies in `folder`."""
-    writer = csv.writer(file)  # with "\n" alone as its end of a line, csv would not quote "\r"
-    writer.writerow(("path", "pid", "camid", "domain", "split"))
-    for path, row in indexed.rows.items():
-        writer.writerow((Path(os.path.relpath(root / path, folder)).as_posix(), *row))
-
-
-def lines(indexed: Indexed) -> Iterable[str]:
-    """What was understood, with three examples, and what was left out."""
-    rows = indexed.rows
-    people = {(row.domain, row.pid) for row in rows.values()}
-    cameras = {(row.domain, row.camid) for row in rows.values() if row.camid}
-    domains = sorted({row.domain for row in rows.values()})
-    unknown = sum(not row.camid for row in rows.values())
-    identities = counted(len(people), "identity", "identities")
-    yield f"{indexed.layout}: {counted(len(rows), 'image')} of {identities}, {counted(len(cameras), 'camera')}"
-    if unknown:
-        yield f"  images without a camera, which evaluation compares with all others: {unknown:,}"
-    yield f"  {counted(len(domains), 'domain')}: {few(domains)}"
-    paths = list(rows)
-    for path in dict.fromkeys((paths[0], paths[len(paths) // 2], paths[-1])):
-        row = rows[path]
-        yield f"  {path}  ->  identity {row.pid}, camera {row.camid or '?'}, domain {row.domain}, split {row.split}"
-    for reason, found in indexed.left_out.items():
-        yield f"left out, {reason}: {len(found):,} ({few(found)})"

@@ -41,7 +41,7 @@ def read_csv(path: str | Path) -> list[Record]:
         if row["pid"] != JUNK_PID:
             names.append((domain, row["pid"] if row["pid"].strip("0") else ""))
             cameras.append((domain, row.get("camid", "")))
-            records.append(Record(file, 0, 0, domain, split))
+            records.append(Record(file, 0, 0, domain, split, row["pid"]))
     if not records:
         raise UserError(f"{path} lists no image: add rows below the header.")
     pids: dict[str, dict[str, int]] = {}

@@ -1,5 +1,6 @@
 """Records, one per image: where it is and what it shows; and how a folder of domains is read."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,13 +20,17 @@ MARKET_PATH = rf"(?:({'|'.join(list(SPLIT_FOLDERS)[1:])})/)?{MARKET_NAME.pattern
 
 
 class Record(NamedTuple):
-    """One image. `pid` is unique within its domain only; `camid` is -1 if unknown; `split` is one of SPLITS."""
+    """One image. `pid` is unique within its domain only; `camid` is -1 if unknown; `split` is one of SPLITS.
+
+    name: what a manifest calls the identity, "" if that is `pid` itself.
+    """
 
     path: str
     pid: int
     camid: int
     domain: str
     split: str
+    name: str = ""
 
 
 def is_distractor(record: Record) -> bool:
@@ -63,6 +68,24 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     if len(set(domains)) < len(domains):
         raise ValueError(f"The list of domains names one twice: {', '.join(domains)}.")
     return [record for domain in domains or names for record in read_domain(root / domain, domain)]
+
+
+def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below root, itself first, with the sorted names of the files in it; hidden folders are left out.
+
+    Links are followed, and each folder is entered once. Raises UserError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): change its permissions, or move it away.")
+
+    seen = set()  # a link may lead back to a folder above it
+    for folder, names, files in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        names[:] = [] if real in seen else sorted(name for name in names if not name.startswith("."))
+        if real not in seen:
+            seen.add(real)
+            yield Path(folder), sorted(files)
 
 
 def images(folder: Path) -> Iterator[Path]:

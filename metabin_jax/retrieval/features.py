@@ -62,6 +62,7 @@ def check_same_model(
 
 def join(parts: Sequence[Features]) -> Features:
     """The images of all parts, which are of one model, in their order."""
+    parts = [part for part in parts if len(part)] or parts[:1]  # an empty gallery does not know its D
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in KINDS}
     return Features(**columns, made_by=parts[0].made_by)
 

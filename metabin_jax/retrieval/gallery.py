@@ -20,6 +20,14 @@ from metabin_jax.runtime.errors import UserError
 SUFFIX = ".db"
 APPLICATION, VERSION = 0x6D657461, 1  # "meta": tells our files from other SQLite files
 PATIENCE = 60  # seconds to wait for another process that writes
+# Start of SQLite's name of an error -> what to say; the file is not to blame.
+FAULTS = {
+    "SQLITE_FULL": "cannot grow, because the disk is full: what was added before is kept",
+    "SQLITE_BUSY": f"is locked by another process, for {PATIENCE} seconds now: try again when that is done",
+    "SQLITE_READONLY": "may not be written: change its permissions",
+    "SQLITE_CANTOPEN": "cannot be opened: change its permissions, or those of its folder",
+    "SQLITE_IOERR": "cannot be read or written: check the disk",
+}
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS model (made_by TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS image (
@@ -54,17 +62,16 @@ class Gallery(contextlib.AbstractContextManager):
     def __init__(self, path: str | Path, made_by: dict[str, Any] | None = None):
         """made_by: as in `Features`; makes the file if there is none. Without it the file must exist.
 
-        Raises FileNotFoundError, or UserError for a file that is damaged, of another kind, or of another model.
+        Raises FileNotFoundError, or UserError for a file that is damaged, of another kind, or of another model. Every
+        method raises UserError if the file cannot be read or written.
         """
         self.path = Path(path).expanduser()
         if made_by is None and not self.path.is_file():
             raise FileNotFoundError(f"the gallery {self.path} does not exist: metabin gallery add makes one.")
-        self._file = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        with self._explained():
+            self._file = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
             self.made_by = self._begin(made_by)
-        except sqlite3.Error as error:
-            self._file.close()
-            raise UserError(f"{self.path} is damaged or no gallery of metabin gallery ({error}).") from error
         except UserError:
             self._file.close()
             raise
@@ -97,26 +104,43 @@ class Gallery(contextlib.AbstractContextManager):
         self._file.close()
 
     @contextlib.contextmanager
+    def _explained(self):
+        """Turns an error of SQLite into a sentence."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            damaged = f"is damaged or no gallery of metabin gallery ({error})"
+            fault = next((words for start, words in FAULTS.items() if name.startswith(start)), damaged)
+            raise UserError(f"{self.path} {fault}.") from error
+
+    @contextlib.contextmanager
     def _change(self):
         """A transaction that writes, or nothing after an error."""
-        self._file.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._file
-            self._file.execute("COMMIT")
-        except BaseException:
-            self._file.execute("ROLLBACK")
-            raise
+        with self._explained():
+            self._file.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._file
+                self._file.execute("COMMIT")
+            except BaseException:
+                if self._file.in_transaction:  # a full disk has ended it
+                    self._file.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str) -> list[tuple]:
+        with self._explained():
+            return self._file.execute(query).fetchall()
 
     def __len__(self) -> int:
-        return self._file.execute("SELECT count(*) FROM image").fetchone()[0]
+        return self._rows("SELECT count(*) FROM image")[0][0]
 
     def identities(self) -> dict[str, str]:
         """The pid of each image that is there, by its path."""
-        return dict(self._file.execute("SELECT path, pid FROM image"))
+        return dict(self._rows("SELECT path, pid FROM image"))
 
     def stamps(self) -> dict[str, Stamp]:
         """Of each image that is there, by its path."""
-        rows = self._file.execute("SELECT path, bytes, mtime_ns FROM image")
+        rows = self._rows("SELECT path, bytes, mtime_ns FROM image")
         return {path: (size, mtime) for path, size, mtime in rows}
 
     def add(self, batches: Iterable[Features], stamps: dict[str, Stamp]) -> int:
@@ -169,8 +193,7 @@ class Gallery(contextlib.AbstractContextManager):
 
     def features(self) -> Features:
         """Everything, in the order of the paths. Raises UserError for a feature that is damaged."""
-        query = "SELECT path, pid, camid, domain, CAST(feature AS BLOB), crc FROM image ORDER BY path"
-        rows = self._file.execute(query).fetchall()
+        rows = self._rows("SELECT path, pid, camid, domain, CAST(feature AS BLOB), crc FROM image ORDER BY path")
         path, pid, camid, domain, blobs, sums = zip(*rows, strict=True) if rows else ((),) * 6
         if len({len(blob) for blob in blobs}) > 1 or any(zlib.crc32(b) != s for b, s in zip(blobs, sums, strict=True)):
             raise UserError(f"{self.path} is damaged: a feature is not what was written.")

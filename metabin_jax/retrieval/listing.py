@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from metabin_jax.data.manifest import Files, csv_rows, numbered
-from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, check_numbers, images
+from metabin_jax.data.manifest import Files, csv_rows
+from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, check_numbers, folders, images
 from metabin_jax.runtime.errors import UserError, is_utf8
 
 
@@ -28,32 +28,33 @@ def list_images(path: str | Path) -> list[Listed]:
     zeros. The domain is the folder of the image, or the one above query/, bounding_box_train/ or bounding_box_test/.
     The pid of junk (-1) and of distractors in bounding_box_test/ (0) counts as not known.
 
-    A CSV list has the column path and may have pid (any text), camid and domain, see `manifest.csv_rows`. Relative
-    paths are relative to its folder, and its order is kept. An empty cell or a pid of -1 means not known.
+    A CSV list has the column path and may have pid (any text), camid, domain and split, see `manifest.csv_rows`.
+    Relative paths are relative to its folder, and its order is kept. An empty cell, a pid of -1, and in a row of split
+    "gallery" one of 0 mean not known. A camera with a name gets a number of ten digits, the same in every list.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
       UserError: there is no image, a column or cell of the CSV is wrong, a number has too many digits, or a path is not
         UTF-8.
     """
-    path = Path(os.path.abspath(os.path.expanduser(path)))
+    path = Path(_absolute(os.path.expanduser(path)))
     if path.is_dir():
-        found = [_labelled(image) for image in sorted(_below(path), key=_natural)]
+        below = [image for folder, _ in folders(path) for image in images(folder)]
+        found = [_labelled(image) for image in sorted(below, key=_natural)]
         if not found:
             raise UserError(f"{path} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a folder of images, a CSV list or an image.")
     elif path.suffix.lower() == ".csv":
         rows, files = [row for _, row in csv_rows(path, ("path",))], Files()
-        camids = numbered([(row.get("domain", ""), row.get("camid", "")) for row in rows])
         found = [
             Listed(
-                os.path.abspath(files.find(path.parent, row["path"]) or path.parent / row["path"]),
-                "" if row.get("pid") == JUNK_PID else row.get("pid", ""),
-                camid,
+                _absolute(files.find(path.parent, row["path"]) or path.parent / row["path"]),
+                "" if _is_nobody(row) else row.get("pid", ""),
+                _camera(row.get("camid", "")),
                 row.get("domain", ""),
             )
-            for row, camid in zip(rows, camids, strict=True)
+            for row in rows
         ]
         if not found:
             raise UserError(f"{path} lists no image: add rows below the header.")
@@ -65,14 +66,29 @@ def list_images(path: str | Path) -> list[Listed]:
     return found
 
 
-def _below(root: Path) -> Iterator[Path]:
-    seen = set()  # a link may lead back to a folder above it
-    for folder, names, _ in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        names[:] = [] if real in seen else sorted(name for name in names if not name.startswith("."))
-        if real not in seen:
-            seen.add(real)
-            yield from images(Path(folder))
+def _absolute(path: str | Path) -> str:
+    """The absolute path without "..", which the system follows from where a link leads, not from where it lies."""
+    path, flat = os.path.join(os.getcwd(), path), os.path.abspath(path)
+    if ".." not in path.split(os.sep):
+        return flat
+    folder, name = os.path.split(path)
+    real = os.path.realpath(path if name == ".." else folder)
+    if real == os.path.realpath(flat if name == ".." else os.path.dirname(flat)):
+        return flat
+    return real if name == ".." else os.path.join(real, name)
+
+
+def _is_nobody(row: dict[str, str]) -> bool:
+    """Junk or, in a gallery, a distractor: as in `records.is_distractor`."""
+    pid = row.get("pid", "")
+    return pid == JUNK_PID or (row.get("split") == "gallery" and not pid.strip("0"))
+
+
+def _camera(name: str) -> int:
+    """The number of a camera, which must not depend on the other cameras of a list; -1 if it is not known."""
+    if name in ("", "-1"):
+        return -1
+    return int(name) if name.isdecimal() else 2**32 + zlib.crc32(name.encode())
 
 
 def _natural(path: Path) -> tuple:

@@ -163,6 +163,27 @@ def test_interruption_leaves_no_cache(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_full_disk_ends_the_decoding(tmp_path, monkeypatch):
+    """Neither is everything decoded first, nor does it wait in memory."""
+    monkeypatch.setattr(cache, "AT_ONCE", 4)
+    pattern("RGB").save(tmp_path / "1.png")
+    opened, written = [], []
+
+    def image_file(record):
+        opened.append(record.path)
+        return record.path
+
+    class Full:
+        def write(self, content):
+            written.append(content)
+            if len(written) == 7:  # the header, and six images
+                raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        cache._decode_all([record(tmp_path / "1.png")] * 40, SIZE, image_file, Full())
+    assert len(opened) == 8
+
+
 def test_missing_image_and_no_records(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Image \S*none\.jpg does not exist"):
         load_images([record(tmp_path / "none.jpg")], SIZE, tmp_path / "cache")

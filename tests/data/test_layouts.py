@@ -12,6 +12,7 @@ from metabin_jax import cli
 from metabin_jax.data import layouts
 from metabin_jax.data.layouts import Row
 from metabin_jax.data.manifest import read_csv
+from metabin_jax.retrieval.listing import list_images
 from metabin_jax.runtime.errors import UserError
 
 # Name -> files, texts of some, the layout, and what some images show.
@@ -125,10 +126,80 @@ def test_a_layout_is_recognised(tmp_path, tree):
 
 def test_the_same_people_again_beside_the_splits_are_left_out(tmp_path):
     split = [f"bounding_box_{name}/000{i}_c1s1_1.jpg" for name in ("train", "test") for i in range(1, 10)]
-    again = ["gt_bbox/0001_c1s1_1.jpg", "gt_bbox/0002_c1s1_1.jpg"]
+    again = [f"gt_bbox/000{i}_c1s1_{n}.jpg" for i in range(1, 9) for n in range(2)]  # two fifths, as in Market-1501
     plant(tmp_path / "market", [*split, *again], {})
     found = layouts.index(tmp_path / "market")
-    assert set(found.rows) == set(split) and found.left_out == {"names of another layout": again}
+    assert set(found.rows) == set(split)
+    assert found.left_out == {"the same people again, beside folders of splits": again}
+
+
+def test_a_folder_of_cameras_holds_the_same_people_as_the_others(tmp_path):
+    plant(tmp_path / "yard", ["cam1/0001/a.jpg", "cam1/0002/a.jpg", "cam2/0001/b.jpg"], {})
+    found = layouts.index(tmp_path / "yard")
+    assert found.rows["cam2/0001/b.jpg"] == Row("0001", "2", "yard") and found.rows["cam1/0002/a.jpg"].camid == "1"
+    plant(tmp_path / "gates", ["Camden/0001/a.jpg", "Camden/0002/a.jpg"], {})
+    assert layouts.index(tmp_path / "gates").rows["Camden/0001/a.jpg"] == Row("0001", "", "Camden")
+
+
+@pytest.mark.parametrize("name", ["Camila", "Cameron", "Camera Obscura"])
+def test_a_person_may_be_called_like_a_camera(tmp_path, name):
+    plant(tmp_path / "crew", ["Ann/1.jpg", "Idris/1.jpg", f"{name}/1.jpg"], {})
+    if " " in name:  # a sign between makes it a camera
+        with pytest.raises(UserError, match="has no known layout"):
+            layouts.index(tmp_path / "crew")
+    else:
+        assert layouts.index(tmp_path / "crew").rows[f"{name}/1.jpg"] == Row(name, "", "crew")
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    plant(tmp_path / "elsewhere", ["0001_c1.jpg"], {})
+    plant(tmp_path / "pictures", ["north/0002_c1.jpg"], {})
+    (tmp_path / "pictures/south").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "pictures/south/back").symlink_to(tmp_path / "pictures", target_is_directory=True)
+    assert set(layouts.index(tmp_path / "pictures").rows) == {"north/0002_c1.jpg", "south/0001_c1.jpg"}
+
+
+@pytest.mark.parametrize("read", [layouts.index, list_images])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, read):
+    plant(tmp_path, ["north/0002_c1.jpg", "south/0001_c1.jpg"], {})
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("south"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"south cannot be read \(Permission denied\)"):
+        read(tmp_path)
+
+
+def test_names_that_are_no_text_are_left_out_and_counted(tmp_path):
+    plant(tmp_path / "crew", ["Ann/1.jpg", "Ben/1.jpg"], {})
+    (tmp_path / "crew/Ann" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    assert cli.main(["index", str(tmp_path / "crew"), f"--output={tmp_path / 'p.csv'}"]) == 0
+    assert len(layouts.index(tmp_path / "crew").left_out["names that are not UTF-8"]) == 1
+    assert len(read_csv(tmp_path / "p.csv")) == 2
+
+
+@pytest.mark.parametrize(("here", "named"), [("crew", "."), ("crew/Ann", "..")])
+def test_the_folder_in_which_one_stands_has_its_name(tmp_path, monkeypatch, here, named):
+    plant(tmp_path / "crew", ["Ann/1.jpg", "Ben/1.jpg"], {})
+    monkeypatch.chdir(tmp_path / here)
+    assert cli.main(["index", named, f"--output={tmp_path / 'p.csv'}"]) == 0
+    assert [record.domain for record in read_csv(tmp_path / "p.csv")] == ["crew", "crew"]
+
+
+def test_a_manifest_behind_a_link_finds_its_pictures(tmp_path):
+    """The system follows ".." from where the link leads."""
+    plant(tmp_path / "crew", ["Ann/1.jpg", "Ben/1.jpg"], {})
+    (tmp_path / "scratch/deep/x").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "scratch/deep/x", target_is_directory=True)
+    output = tmp_path / "out/p.csv"
+    assert cli.main(["index", str(tmp_path / "crew"), f"--output={output}"]) == 0
+    pictures = [str(tmp_path / "crew" / name) for name in ("Ann/1.jpg", "Ben/1.jpg")]
+    assert [os.path.realpath(record.path) for record in read_csv(output)] == pictures
+    assert [image.path for image in list_images(output)] == pictures
 
 
 def test_distractors_of_mars_are_nobody(tmp_path):

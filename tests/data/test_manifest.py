@@ -25,9 +25,9 @@ def test_csv_maps_pids_per_domain_in_sorted_order(tmp_path):
         f"x/1.jpg,zoë,12,shop\n{tmp_path}/x/2.jpg,anna,0,shop\nx/3.jpg,zoë,1,lab\nx/4.jpg,-1,1,lab\n",
     )
     assert read_csv(path) == [
-        Record(str(tmp_path / "x/1.jpg"), 2, 12, "shop", "all"),
-        Record(str(tmp_path / "x/2.jpg"), 1, 0, "shop", "all"),
-        Record(str(tmp_path / "x/3.jpg"), 1, 1, "lab", "all"),
+        Record(str(tmp_path / "x/1.jpg"), 2, 12, "shop", "all", "zoë"),
+        Record(str(tmp_path / "x/2.jpg"), 1, 0, "shop", "all", "anna"),
+        Record(str(tmp_path / "x/3.jpg"), 1, 1, "lab", "all", "zoë"),
     ]
 
 
@@ -42,7 +42,7 @@ def test_csv_from_a_spreadsheet(tmp_path):
     """A byte order mark, CRLF, columns in another order, blank lines and spaces around the cells."""
     touch(tmp_path, "1.jpg")
     path = manifest(tmp_path, "split,pid,path,domain,camid\r\n\r\nquery, 7 ,1.jpg,a,3\r\n", "utf-8-sig")
-    assert read_csv(path) == [Record(str(tmp_path / "1.jpg"), 1, 3, "a", "query")]
+    assert read_csv(path) == [Record(str(tmp_path / "1.jpg"), 1, 3, "a", "query", "7")]
 
 
 HEADER = "path,pid,camid,domain,split\n"

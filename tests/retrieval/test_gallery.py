@@ -1,5 +1,6 @@
 """The gallery's file: what a kill, another process, a change or damage does to it, and who is on a picture."""
 
+import collections
 import contextlib
 import os
 import random
@@ -183,6 +184,24 @@ def test_damage_is_one_sentence(tmp_path, how):
     with pytest.raises(UserError, match=r"g\.db is damaged") as error, Gallery(tmp_path / "g.db") as gallery:
         gallery.features()
     assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path):
+    filled(tmp_path / "g.db")[0].__exit__()
+    with Gallery(tmp_path / "g.db") as gallery:
+        gallery._file.execute(f"PRAGMA max_page_count = {gallery._file.execute('PRAGMA page_count').fetchone()[0]}")
+        with pytest.raises(UserError, match=r"g\.db cannot grow, because the disk is full"):
+            gallery.add([some_features(2000)], collections.defaultdict(lambda: (1, 1)))
+        assert len(gallery) == 6 and len(gallery.features()) == 6
+
+
+def test_another_process_that_never_ends_is_one_sentence(tmp_path, monkeypatch):
+    filled(tmp_path / "g.db")[0].__exit__()
+    monkeypatch.setattr("metabin_jax.retrieval.gallery.PATIENCE", 0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "g.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=r"g\.db is locked by another process"):
+            Gallery(tmp_path / "g.db")
 
 
 def test_a_gallery_that_is_not_there(tmp_path):

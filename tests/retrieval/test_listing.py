@@ -75,6 +75,25 @@ def test_a_list_keeps_its_order_and_its_words(tmp_path):
     assert list_images(table) == [Listed(str(tmp_path / "b.jpg"), "5", 1, "north")]
 
 
+def test_the_distractors_of_a_list_are_nobody_as_those_of_a_folder_are(tmp_path):
+    rows = ["1.jpg,0,1,a,gallery", "2.jpg,0000,2,a,gallery", "3.jpg,0,1,a,query", "4.jpg,00x,1,a,gallery"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,pid,camid,domain,split", *rows]))
+    assert [image.pid for image in list_images(tmp_path / "list.csv")] == ["", "", "0", "00x"]
+
+
+def test_a_camera_has_the_same_number_in_every_list(tmp_path):
+    """A gallery may be filled from several."""
+
+    def cameras(*names):
+        rows = [f"{place}.jpg,7,{name},a" for place, name in enumerate(names)]
+        (tmp_path / "list.csv").write_text("\n".join(["path,pid,camid,domain", *rows]))
+        return [image.camid for image in list_images(tmp_path / "list.csv")]
+
+    door, hall, third, unknown = cameras("door", "hall", "3", "")
+    assert (third, unknown) == (3, -1) and door != hall and min(door, hall) > 2**32
+    assert cameras("hall") == [hall] and cameras("3") == [3]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

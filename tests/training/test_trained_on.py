@@ -6,6 +6,7 @@ import pytest
 from tiny_run import draw_folder, tiny_config
 
 from metabin_jax import cli
+from metabin_jax.data.manifest import read_csv
 from metabin_jax.data.records import read_folder
 from metabin_jax.training.workdir import describe_run, trained_on
 
@@ -37,6 +38,20 @@ def test_by_its_label_or_by_the_content_of_a_file(run):
         shutil.copy(folder / f"{old}.png", folder / "copies" / f"{new}.png")
     known = [image for pid in ("7", "8") for image in images(folder, "copies", pid)]
     assert trained_on(workdir, known) == {"copies": ["7"]}
+
+
+def test_a_manifest_names_people_by_its_own_words(tmp_path):
+    """The records number them anew: 17 and 23 become 1 and 2."""
+    folder = draw_folder(tmp_path / "pictures", domains=("east",))
+    rows = [f"east/{int(pid):04d}_c1_0.png,{100 + int(pid)},1,east" for pid in ("1", "2")]
+    (folder / "list.csv").write_text("\n".join(["path,pid,camid,domain", *rows]))
+    config = tiny_config(folder)
+    config.data.source, config.data.path = "csv", str(folder / "list.csv")
+    records = read_csv(folder / "list.csv")
+    assert [record.pid for record in records] == [1, 2]
+    describe_run(config, records, tmp_path / "run")
+    new = [("/new/1.png", "east", pid) for pid in ("1", "2", "101")]
+    assert trained_on(tmp_path / "run", new) == {"east": ["101"]}
 
 
 def test_a_path_may_look_like_two_columns(tmp_path):
