@@ -111,8 +111,8 @@ class Difference(NamedTuple):
     """first - second in points, the mean over targets of the mean over the seeds that both have.
 
     low, high, p: of a t test over targets. visible: the least difference that this test at 5 % sees with a probability
-    of POWER. ahead: on how many of the targets the first has the better mean. The seeds of a target share its networks
-    and differ little, so they are no evidence of their own for another target.
+    of POWER. ahead: on how many of the targets the first has the better mean. The seeds of a target share its networks,
+    so they are not independent.
     """
 
     mean: float

@@ -18,7 +18,7 @@ from metabin_jax.runtime.files import write_text
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments/results"
-PLANNED = 18
+PLANNED = 12
 README = re.compile(r"(<!-- (headline|results) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -64,17 +64,17 @@ def advice(lines: Sequence[Line]) -> str:
             undecided.append(name)
     words = f"{best} has the best mean. "
     if undecided:
-        words += f"From {', '.join(undecided)} it cannot be told apart on these networks. "
+        words += f"On these networks it cannot be told apart from {', '.join(undecided)}. "
     worse = [name for name in order if name not in (best, *undecided)]
-    return words + (f"It is better than {', '.join(worse)}." if worse else "")
+    return words + (f"{best} is better than {', '.join(worse)}." if worse else "")
 
 
 def unfinished(lines: Sequence[Line]) -> str:
     """What is missing of the plan."""
     counts = {name: len(pairs(lines, name)) for name in METHODS}
     if missing := [f"{name} ({count})" for name, count in counts.items() if count < PLANNED]:
-        return f"**Not finished**: the plan asks for {PLANNED} pairs of each method. So far: {', '.join(missing)}."
-    return f"All runs of the plan are here: {PLANNED} pairs of each of {len(METHODS)} methods."
+        return f"**Not finished**: {PLANNED} pairs of each method are to come. So far: {', '.join(missing)}."
+    return f"All runs are here: {PLANNED} pairs of target and seed of each of {len(METHODS)} methods."
 
 
 def rho(lines: Sequence[Line]) -> str:
@@ -145,7 +145,7 @@ def readme(lines: Sequence[Line]) -> str:
     return "\n\n".join(
         (
             markdown(list(values), body),
-            "    .venv/bin/python -m experiments.comparison --workdir=experiments/results/networks --seeds 0 1 2",
+            "    .venv/bin/python -m experiments.comparison --workdir=experiments/results/networks --seeds 0 1",
             " ".join(verdict(lines, name, "BIN") for name in main) + f" {verdict(lines, 'BIN', 'BN')}",
         )
     )

@@ -21,16 +21,16 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forms_of_cpus():
+def forms_of_this_platform():
     """The forms of other platforms never run here, and tracing them as well would take twice as long."""
     from metabin_jax.runtime.platforms import tracing_for
 
-    with tracing_for("cpu"):
+    with tracing_for(jax.default_backend()):
         yield
 
 
 @pytest.fixture
-def all_forms(forms_of_cpus):
+def all_forms(forms_of_this_platform):
     """Every platform's form is traced, as it is for a user."""
     from metabin_jax.runtime.platforms import tracing_for
 

@@ -47,12 +47,13 @@ def index(options: argparse.Namespace) -> None:
 
 def _write(indexed: "Indexed", root: Path, file: Any, folder: Path) -> None:
     """Writes the manifest to an open text file that lies in `folder`."""
-    folder = Path(os.path.realpath(folder))  # from where the system follows ".."
-    root = root.resolve() if ".." in root.parts else root
+    there = os.path.relpath(root, folder)
+    if os.path.realpath(folder / there) != os.path.realpath(root):  # the system follows ".." from where a link leads
+        there = os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
     writer = csv.writer(file)  # with "\n" alone as its end of a line, csv would not quote "\r"
     writer.writerow(("path", "pid", "camid", "domain", "split"))
     for path, row in indexed.rows.items():
-        writer.writerow((Path(os.path.relpath(root / path, folder)).as_posix(), *row))
+        writer.writerow((Path(there, path).as_posix(), *row))
 
 
 def _lines(indexed: "Indexed") -> Iterable[str]:

@@ -21,9 +21,16 @@ VERI_FOLDERS = {"image_train": "train", "image_query": "query", "image_test": "g
 SPLIT_OF = SPLIT_FOLDERS | {"train": "train", "query": "query", "gallery": "gallery", "test": "gallery"}
 # Folders that look like identities and are none.
 NO_IDENTITY = {*SPLIT_OF, "val", "images", "image", "imgs", "img", "data", "pictures", "photos", "crops"}
-# A number, or a sign between the words: Camila and Idris are people. A camera may also be called by one letter.
-CAMERA = re.compile(r"(?:camera|cam)(?:[ _-]|(?=\d|\w$))(\w+)", re.IGNORECASE)
-PERSON = re.compile(r"(?:person|identity|pid|id)(?:[ _-]|(?=\d))(\w+)", re.IGNORECASE)
+COPIES = "gt_bbox"  # Market-1501's folder of the same people again
+
+
+def _called(*words: str) -> re.Pattern:
+    """Names such as cam1, CAM_a and camNorth for the word cam, but not Camila: a number, sign or capital follows."""
+    usual = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in words)
+    return re.compile(rf"(?:(?i:{'|'.join(words)})(?:[ _-]|(?=\d))|(?:{usual})(?=[A-Z]))(\w+)")
+
+
+CAMERA, PERSON = _called("camera", "cam"), _called("person", "identity", "pid", "id")
 # MSMT17 has the camera in the name, 0000/0000_000_01_0303morning_0008_0.jpg.
 LIST_LINE = re.compile(
     r"(?P<name>(?:\S*/)?(?:\d+_\d+_(?P<named>\d+)_)?[^\s.]+)(?:\.\w+)?\s+(?P<pid>\d+)(?:\s+(?P<camid>\d+))?"
@@ -83,17 +90,14 @@ def _rows_of(name: str, root: Path, found: Mapping[str, Row | None], left_out: d
     rows = {path: row for path, row in sorted(found.items()) if row and row.pid != JUNK_PID}
     if not rows:
         raise UserError(f"{root} holds only junk, images of the identity -1.")
-    left_out = left_out | {"the same people again, beside folders of splits": copies, "junk, of identity -1": junk}
+    left_out = left_out | {f"the same people again, in {COPIES}": copies, "junk, of identity -1": junk}
     return Indexed(name, rows, {reason: paths for reason, paths in left_out.items() if paths})
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """The images below root, sorted, and the other files by the reason why they are left out; hidden folders unread.
-
-    Raises UserError for a folder that cannot be read.
-    """
-    paths, left_out = [], collections.defaultdict(list)
-    for folder, files in folders(root):
+    """The images below root, and the other files by the reason why they are left out; hidden folders unread."""
+    paths, left_out = [], collections.defaultdict[str, list[str]](list)
+    for folder, files in folders(root, left_out["folders that cannot be read"]):
         for name in files:
             path = Path(folder, name).relative_to(root).as_posix()
             suffix = Path(name).suffix.lower()
@@ -221,7 +225,7 @@ def _cameras_and_people(root: Path, paths: Sequence[str]) -> dict[str, Row]:
 def _market(root: Path, paths: Sequence[str]) -> dict[str, Row | None]:
     """Names as in Market-1501; the domain is the folder, or the one above query/ and so on.
 
-    Where folders mark splits, others beside them are None: gt_bbox of Market-1501 has the same people again.
+    Where folders mark splits, images in others beside them are not understood; those of COPIES are None.
     """
     matches = {path: match for path in paths if (match := MARKET_NAME.match(path.rpartition("/")[2]))}
     split_of, above_of = dict[str, str](), dict[str, tuple[str, ...]]()
@@ -234,9 +238,11 @@ def _market(root: Path, paths: Sequence[str]) -> dict[str, Row | None]:
     rows: dict[str, Row | None] = {}
     for path, match in matches.items():
         split, above = split_of[path], above_of[path]
-        is_copy = not split and any(above[:depth] in marked for depth in range(len(above) + 1))
-        pid = match[1] if match[1] == JUNK_PID else str(int(match[1]))
-        rows[path] = None if is_copy else Row(pid, str(int(match[2])), domains[above], split or "all")
+        if split or not any(above[:depth] in marked for depth in range(len(above) + 1)):
+            pid = match[1] if match[1] == JUNK_PID else str(int(match[1]))
+            rows[path] = Row(pid, str(int(match[2])), domains[above], split or "all")
+        elif above[-1] == COPIES:
+            rows[path] = None
     return rows
 
 

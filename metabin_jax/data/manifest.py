@@ -70,10 +70,21 @@ def numbered(cameras: Sequence[tuple[str, str]]) -> list[int]:
 
 
 class Files:
-    """Finds files; asks a folder for its names once, as a question for each of 100,000 files takes seconds."""
+    """Finds files; asks once about a folder, as a question for each of 100,000 files takes seconds."""
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
+        self._flat: dict[str, str] = {}
+
+    def absolute(self, path: str | Path) -> str:
+        """The absolute path without "..", which the system follows from where a link leads, not from where it lies."""
+        folder, name = os.path.split(os.path.join(os.getcwd(), path))
+        if name == "..":
+            folder, name = os.path.join(folder, name), ""
+        if folder not in self._flat:
+            flat, real = os.path.normpath(folder), os.path.realpath(folder)
+            self._flat[folder] = flat if os.path.realpath(flat) == real else real
+        return os.path.normpath(os.path.join(self._flat[folder], name))
 
     def find(self, folder: Path, name: str) -> str:
         """The path of a file as a manifest in `folder` names it, or ""; a \\ of Windows may separate its parts."""

@@ -70,21 +70,21 @@ def read_folder(root: str | Path, domains: Sequence[str] = ()) -> list[Record]:
     return [record for domain in domains or names for record in read_domain(root / domain, domain)]
 
 
-def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def folders(root: Path, unread: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """Every folder below root, itself first, with the sorted names of the files in it; hidden folders are left out.
 
-    Links are followed, and each folder is entered once. Raises UserError for a folder that cannot be read.
+    Each folder is entered once, by its own name rather than by that of a link to it. Folders that cannot be read are
+    added to `unread`.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}): change its permissions, or move it away.")
-
-    seen = set()  # a link may lead back to a folder above it
-    for folder, names, files in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        names[:] = [] if real in seen else sorted(name for name in names if not name.startswith("."))
-        if real not in seen:
+    todo, seen = [str(root)], set()
+    while todo:
+        for folder, names, files in os.walk(todo.pop(0), onerror=lambda error: unread.append(str(error.filename))):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            if (real := os.path.realpath(folder)) in seen:
+                names.clear()
+                continue
             seen.add(real)
+            todo += [path for name in names if os.path.islink(path := os.path.join(folder, name))]
             yield Path(folder), sorted(files)
 
 

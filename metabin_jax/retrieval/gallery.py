@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from metabin_jax.data.manifest import Files
 from metabin_jax.evaluation.distances import distance_blocks
 from metabin_jax.retrieval.features import Features, check_made_by, check_same_model
 from metabin_jax.retrieval.listing import Listed
@@ -185,7 +186,7 @@ class Gallery(contextlib.AbstractContextManager):
         """Removes images, and all images below a folder; returns how many. The files stay."""
         count = 0
         with self._change() as file:
-            for path in map(os.path.abspath, paths):
+            for path in map(Files().absolute, paths):
                 below = path.rstrip(os.sep) + os.sep
                 query = "DELETE FROM image WHERE path = ? OR substr(path, 1, ?) = ?"
                 count += file.execute(query, [path, len(below), below]).rowcount

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from metabin_jax.data.manifest import Files, csv_rows
 from metabin_jax.data.records import EXTENSIONS, JUNK_PID, MARKET_NAME, SPLIT_FOLDERS, check_numbers, folders, images
-from metabin_jax.runtime.errors import UserError, is_utf8
+from metabin_jax.runtime.devices import say
+from metabin_jax.runtime.errors import UserError, counted, few, is_utf8
 
 
 class Listed(NamedTuple):
@@ -37,19 +38,22 @@ def list_images(path: str | Path) -> list[Listed]:
       UserError: there is no image, a column or cell of the CSV is wrong, a number has too many digits, or a path is not
         UTF-8.
     """
-    path = Path(_absolute(os.path.expanduser(path)))
+    files, unread = Files(), list[str]()
+    path = Path(files.absolute(os.path.expanduser(path)))
     if path.is_dir():
-        below = [image for folder, _ in folders(path) for image in images(folder)]
+        below = [image for folder, _ in folders(path, unread) for image in images(folder)]
+        if unread:
+            say(f"{counted(len(unread), 'folder')} cannot be read and left out: {few(unread)}")
         found = [_labelled(image) for image in sorted(below, key=_natural)]
         if not found:
             raise UserError(f"{path} holds no image ({', '.join(EXTENSIONS)}), at any depth.")
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a folder of images, a CSV list or an image.")
     elif path.suffix.lower() == ".csv":
-        rows, files = [row for _, row in csv_rows(path, ("path",))], Files()
+        rows = [row for _, row in csv_rows(path, ("path",))]
         found = [
             Listed(
-                _absolute(files.find(path.parent, row["path"]) or path.parent / row["path"]),
+                files.absolute(files.find(path.parent, row["path"]) or path.parent / row["path"]),
                 "" if _is_nobody(row) else row.get("pid", ""),
                 _camera(row.get("camid", "")),
                 row.get("domain", ""),
@@ -64,18 +68,6 @@ def list_images(path: str | Path) -> list[Listed]:
         if not is_utf8(image.path):
             raise UserError(f"{image.path!a} is not a path in UTF-8: rename the file.")
     return found
-
-
-def _absolute(path: str | Path) -> str:
-    """The absolute path without "..", which the system follows from where a link leads, not from where it lies."""
-    path, flat = os.path.join(os.getcwd(), path), os.path.abspath(path)
-    if ".." not in path.split(os.sep):
-        return flat
-    folder, name = os.path.split(path)
-    real = os.path.realpath(path if name == ".." else folder)
-    if real == os.path.realpath(flat if name == ".." else os.path.dirname(flat)):
-        return flat
-    return real if name == ".." else os.path.join(real, name)
 
 
 def _is_nobody(row: dict[str, str]) -> bool:

@@ -1,5 +1,6 @@
 """The workdir of a run: its config, which must not change when the run resumes, and the record of its starts."""
 
+import ast
 import contextlib
 import fcntl
 import itertools
@@ -91,6 +92,14 @@ def _lines(config: ConfigDict, records: Sequence[Record]) -> list[str]:
         return list(pool.map(line, records))
 
 
+def _unquoted(line: str) -> str:
+    """A line of records.txt as it was before `repr`, which takes the quotes that need fewer escapes."""
+    try:
+        return ast.literal_eval(f"'{line}'")
+    except SyntaxError:
+        return ast.literal_eval(f'"{line}"')
+
+
 def trained_on(workdir: Path, images: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
     """Domain -> its identities that the run in `workdir` was trained on, by images (path, domain, pid).
 
@@ -98,7 +107,7 @@ def trained_on(workdir: Path, images: Iterable[tuple[str, str, str]]) -> dict[st
     """
     path, labels, contents = workdir / "records.txt", set(), set()
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        domain, *_, pid, _, _, size, checksum = line.split(r"\t")  # a path may have the two letters too
+        domain, *_, pid, _, _, size, checksum = _unquoted(line).split("\t")  # a path may have one too
         labels.add((domain, pid))
         contents.add((int(size), checksum))
     sizes = {size for size, _ in contents} - {0}

@@ -184,7 +184,8 @@ def test_a_raw_form_is_extracted_first(raw, data_dir, monkeypatch):
     prepare.prepare("cuhk03", raw, data_dir, allow_incomplete=True)
     assert asked == [("cuhk03", raw, data_dir / "extracted")]
     (record,) = prepared.read(data_dir)
-    assert record == (str(version("cuhk03", data_dir) / "images_detected/1_001_1_01.png"), 10001, 1, "cuhk03", "all", "")
+    path = str(version("cuhk03", data_dir) / "images_detected/1_001_1_01.png")
+    assert record[:5] == (path, 10001, 1, "cuhk03", "all")
 
 
 def test_the_builder_serves_tfds(raw, data_dir, complete):

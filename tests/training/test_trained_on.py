@@ -43,15 +43,17 @@ def test_by_its_label_or_by_the_content_of_a_file(run):
 def test_a_manifest_names_people_by_its_own_words(tmp_path):
     """The records number them anew: 17 and 23 become 1 and 2."""
     folder = draw_folder(tmp_path / "pictures", domains=("east",))
-    rows = [f"east/{int(pid):04d}_c1_0.png,{100 + int(pid)},1,east" for pid in ("1", "2")]
+    names = ["17", 'O\'Neil ""Jo"" \\ 23']
+    rows = [f'east/{pid:04d}_c1_0.png,"{name}",1,east' for pid, name in enumerate(names, start=1)]
     (folder / "list.csv").write_text("\n".join(["path,pid,camid,domain", *rows]))
     config = tiny_config(folder)
     config.data.source, config.data.path = "csv", str(folder / "list.csv")
     records = read_csv(folder / "list.csv")
     assert [record.pid for record in records] == [1, 2]
     describe_run(config, records, tmp_path / "run")
-    new = [("/new/1.png", "east", pid) for pid in ("1", "2", "101")]
-    assert trained_on(tmp_path / "run", new) == {"east": ["101"]}
+    known = ["17", 'O\'Neil "Jo" \\ 23']
+    new = [("/new/1.png", "east", pid) for pid in ("1", "2", *known)]
+    assert trained_on(tmp_path / "run", new) == {"east": known}
 
 
 def test_a_path_may_look_like_two_columns(tmp_path):
