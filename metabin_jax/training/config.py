@@ -249,6 +249,8 @@ def check(config: ConfigDict) -> None:
             f"config.steps_per_dispatch is {config.steps_per_dispatch}, but images from the host come step by step: "
             "set it to 1, or --config.data.resident=True"
         )
+    if config.debug_nans and config.data.resident:
+        raise UserError("config.debug_nans cannot look into a resident set's steps: set config.data.resident to False")
     if config.data.protocol:
         _check_protocol(config)
 

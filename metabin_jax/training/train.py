@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from metabin_jax.training.workdir import check_progress, check_records, check_wo
 def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, Metrics]]:
     """The whole iteration as one jitted function (state, StepBatches, key) -> (state, metrics); the state is donated.
 
+    Not with config.debug_nans: JAX then needs the state to do a step again, operation by operation.
     key: the run's. It is an argument, so that runs with other seeds share the compiled program. platform: where the
     program will run; by default where JAX computes.
     """
@@ -48,7 +51,7 @@ def make_step(run: Run, platform: str = "") -> Callable[..., tuple[TrainState, M
         computed = [*metrics.values(), *(leaf.sum() for leaf in jax.tree.leaves((after.params, after.rho)))]
         return after, metrics | {"finite": jnp.isfinite(jnp.stack(computed)).all()}
 
-    return jax.jit(step_fn, donate_argnums=0)
+    return jax.jit(step_fn, donate_argnums=() if run.config.debug_nans else 0)
 
 
 def prepare(key: jax.Array, raw: StepBatches, pad: int) -> list[Any]:
@@ -78,8 +81,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
     workdir = Path(workdir).expanduser()
     config = resolve(config)
     check_workdir(config, workdir)
-    if config.debug_nans:
-        jax.config.update("jax_debug_nans", True)
     run, targets = build(config), read_targets(config)
     check_records(config, run.data.records, workdir)
     check_progress(workdir, run.steps_per_epoch)
@@ -95,7 +96,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict:
         peers.forget(workdir)
         check_shared(workdir / "config.json")
         with peers.Peers(workdir):
-            train_steps(run, images, workdir, placement)
+            with jax.debug_nans(True) if config.debug_nans else contextlib.nullcontext():
+                train_steps(run, images, workdir, placement)
             return evaluate_trained(trained.load(workdir, config), targets, target_images)
 
 
@@ -122,7 +124,8 @@ def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placemen
                 batch = placement.put(raw)
                 if batch.num_steps not in programs:
                     began = time.monotonic()
-                    programs[batch.num_steps] = compile_ahead(step_fn, state, batch, *more)
+                    compiled = compile_ahead(step_fn, state, batch, *more)
+                    programs[batch.num_steps] = step_fn if config.debug_nans else compiled
                     say(f"compiled in {time.monotonic() - began:.0f} s")
                 state, metrics = programs[batch.num_steps](state, batch, *more)
                 step += batch.num_steps
@@ -145,18 +148,25 @@ def train_steps(run: Run, images: np.ndarray, workdir: Path, placement: Placemen
 
 @contextlib.contextmanager
 def _explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
-    """Turns NotFinite into a sentence."""
+    """Turns NotFinite, and what config.debug_nans raises, into a sentence."""
     try:
         yield
+        return
     except NotFinite as error:
         records = [run.data.records[row].path for row in run.rows(error.step - 1)[0]]
-        good = checkpoints.latest_step()
-        raise UserError(
-            f"step {error.step} is not finite: {', '.join(error.names) or 'the updated parameters'}. Its base batch "
-            f"has {few(records, 3)}; the "
-            f"last good checkpoint is {f'of step {good}' if good else 'none'}. Try a smaller --config.optimizer.alpha, "
-            "--config.model.dtype=float32, or --config.debug_nans=True, which names the operation"
-        ) from None
+        what = f"step {error.step} is not finite: {', '.join(error.names) or 'the updated parameters'}"
+        where = f"Its base batch has {few(records, 3)}"
+        advice = "or --config.debug_nans=True, which names the operation"
+    except FloatingPointError as error:
+        frames, jax_itself = traceback.extract_tb(error.__traceback__), os.path.dirname(jax.__file__)
+        place = next(frame for frame in reversed(frames) if not frame.filename.startswith(jax_itself))
+        what, where = f"{error}", f"The operation is in {place.name} ({place.filename}, line {place.lineno})"
+        advice = "or another net or loss"
+    good = checkpoints.latest_step()
+    raise UserError(
+        f"{what}. {where}; the last good checkpoint is {f'of step {good}' if good else 'none'}. "
+        f"Try a smaller --config.optimizer.alpha, --config.model.dtype=float32, {advice}"
+    )
 
 
 def first_state(run: Run, checkpoints: Checkpoints, sharding: NamedSharding) -> TrainState:

@@ -216,6 +216,32 @@ def test_a_base_update_has_every_term(two_steps):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_step_goes_down_the_sum_of_all_terms(two_steps):
+    learner, xb, before, first, *_ = two_steps
+    strong = disturb(jax.random.fold_in(xb.key, 2), xb.image)
+    both = xb.replace(image=jnp.concatenate([xb.image, strong]))
+
+    def by_hand(params, weight):
+        """Without domain uniformity, which is 0 as long as there are no prototypes. weight: of alignment."""
+        (feature, embedding, logits), batch_stats = learner.forward(before.replace(params=params), both)
+        views = jnp.split(embedding / jnp.linalg.norm(embedding, axis=1, keepdims=True), 2)
+        count = len(xb.pid)
+        supervised = losses.cross_entropy(logits[:count], xb.pid) + losses.triplet(feature[:count], xb.pid)
+        return supervised + weight * bau.alignment(*views, xb.pid) + sum(map(bau.uniformity, views)) / 2, batch_stats
+
+    def after(weight):
+        (loss, batch_stats), gradient = jit(jax.value_and_grad(by_hand, has_aux=True))(before.params, weight)
+        params = jax.tree.map(lambda value, slope: value - 0.05 * slope, before.params, gradient)
+        return loss, jax.tree.leaves((params, batch_stats))
+
+    (loss, expected), (_, other) = after(1.5), after(0.0)
+    assert jit(learner.base_loss)(before, xb)[0] == pytest.approx(float(loss), rel=1e-6)
+    actual = jax.tree.leaves((first.params, first.batch_stats))
+    for value, right in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(value, right, rtol=1e-5, atol=1e-7)
+    assert max(np.abs(value - wrong).max() for value, wrong in zip(actual, other, strict=True)) > 1e-3
+
+
 def test_the_terms_move_the_params(two_steps):
     learner, xb, _, first, *_ = two_steps
 

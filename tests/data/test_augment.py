@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from moved_pictures import choices, pixels
 
 from metabin_jax.data.augment import augment, normalise
 
@@ -18,35 +19,6 @@ def test_normalise():
     for n, h, w, c in RNG.integers(0, IMAGE.shape, (200, 4)):
         assert got[n, h, w, c] == pytest.approx(normalised(int(IMAGE[n, h, w, c]), c), abs=1e-6)
         assert got[n, h, w, c] != pytest.approx(normalised(int(IMAGE[n, h, w, c]), (c + 1) % 3), abs=1e-6)
-
-
-def pixels(normalised_NHWC) -> np.ndarray:
-    """Undoes the normalisation."""
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return np.rint((np.asarray(normalised_NHWC, np.float64) * std + mean) * 255).astype(int)
-
-
-def shifted(image_HWC, flip: bool, dy: int, dx: int) -> np.ndarray:
-    """The image moved by (-dy, -dx), black where nothing came from."""
-    height, width, _ = image_HWC.shape
-    out = np.zeros(image_HWC.shape, int)
-    for y in range(height):
-        for x in range(width):
-            if 0 <= y + dy < height and 0 <= x + dx < width:
-                out[y, x] = image_HWC[y + dy, width - 1 - (x + dx) if flip else x + dx]
-    return out
-
-
-def choices(got_HWC, image_HWC, pad: int) -> list[tuple[bool, int, int]]:
-    """Every (flip, dy, dx) that explains the augmented image."""
-    moves = range(-pad, pad + 1)
-    return [
-        (flip, dy, dx)
-        for flip in (False, True)
-        for dy in moves
-        for dx in moves
-        if (shifted(image_HWC, flip, dy, dx) == got_HWC).all()
-    ]
 
 
 @pytest.mark.parametrize("pad", [0, 2])

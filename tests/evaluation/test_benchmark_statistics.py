@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import statistics as stdlib
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from metabin_jax.evaluation import QueryGallery, RetrievalMetrics, Verification
-from metabin_jax.evaluation.statistics import RESAMPLES, resampled, summarise
+from metabin_jax.evaluation.statistics import METRICS, RESAMPLES, resampled, summarise
 from metabin_jax.evaluation.targets import TargetResult
 from metabin_jax.evaluation.thresholds import Pairs, ScoredPairs
 
@@ -47,6 +48,18 @@ def test_mean_and_deviation_by_hand():
     assert estimates["R-1"].std == pytest.approx((2 / 3 - 1 / 2) / math.sqrt(2))  # ddof 1
     assert estimates["R-5"].mean == pytest.approx(3 / 4) and estimates["R-10"].mean == 1
     assert estimates["mAP"].mean == estimates["mINP"].mean == pytest.approx((2.5 / 3 + 1.1 / 2) / 2)
+
+
+def test_each_interval_is_of_its_own_metric():
+    """Queries with several matches have another mINP than mAP."""
+    one = result([[1, 2, 1, 7]])
+    (metrics,) = one.metrics
+    metrics = dataclasses.replace(metrics, average_precision_Q=np.full(4, 0.7), inverse_penalty_Q=np.full(4, 0.3))
+    draws_BM = resampled(dataclasses.replace(one, metrics=[metrics]))
+    for name, value in (("mAP", 0.7), ("mINP", 0.3)):
+        np.testing.assert_allclose(draws_BM[:, METRICS.index(name)], value)
+    means = {name: draws_BM[:, METRICS.index(name)].mean() for name in ("R-1", "R-5", "R-10")}
+    assert means == pytest.approx({"R-1": 0.5, "R-5": 0.75, "R-10": 1}, abs=0.05)
 
 
 def test_mean_and_deviation_in_plain_loops():

@@ -29,9 +29,10 @@ def test_only_a_smoke_run_takes_two_processes_by_itself(arguments, jobs, monkeyp
 
 
 def test_several_processes_neither_lose_nor_repeat_a_row(tmp_path):
-    rows = [Row(name, {"method": name}) for name in ("a", "b", "c")]
+    names = ("meets", "b", "c")
+    rows = [Row(name, {"method": name}) for name in names]
     lines = run_study(rows, SYNTHETIC, [0, 1], tmp_path, ["x", "y"], jobs=2, work=leave_mark)
-    expected = sorted([row, target, str(seed)] for row in "abc" for target in "xy" for seed in (0, 1))
+    expected = sorted([row, target, str(seed)] for row in names for target in "xy" for seed in (0, 1))
     assert sorted(marks(tmp_path)) == expected
     assert (
         sorted([line["run"].removeprefix("method="), line["target"], str(line["seed"])] for line in lines) == expected

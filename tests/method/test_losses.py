@@ -185,3 +185,32 @@ def test_wrong_rank_is_refused(name):
         with pytest.raises(AssertionError):
             jax.eval_shape(LOSSES[name], *arguments)
     assert jax.eval_shape(LOSSES[name], image[0], label, label).shape == ()
+
+
+# --- float32 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "cross_entropy"])
+def test_products_are_of_full_precision(loss):
+    """Otherwise a GPU rounds their factors to TF32, which a CPU cannot show. Values and gradients."""
+    x = jnp.ones((len(PID), 4), jnp.float32)
+    of_x = jax.value_and_grad(lambda x: LOSSES[loss](x, jnp.array(PID), jnp.array(DOMAIN)))
+    text = str(jax.make_jaxpr(of_x)(x))
+    assert text.count("dot_general") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 1
+
+
+@pytest.mark.parametrize("loss", ["triplet", "shuffle"])
+def test_a_common_offset_of_all_features_costs_no_digits(loss):
+    """As after a ReLU, where the spread of wide features is small against their mean."""
+    x = 1 + 0.01 * np.random.default_rng(0).normal(size=(len(PID), 1792))
+    x = x.astype(np.float32).astype(np.float64)
+    labels = np.array(PID), np.array(DOMAIN)
+    with jax.enable_x64(True):
+        expected = float(LOSSES[loss](jnp.asarray(x), *labels))
+    actual = float(LOSSES[loss](jnp.asarray(x, jnp.float32), *labels))
+    assert actual == pytest.approx(expected, rel=1e-6)
+    single = x.astype(np.float32)
+    square, product = (single**2).sum(1), single @ single.T
+    uncentred = np.sqrt(np.maximum(square[:, None] + square - 2 * product, 0))
+    exact = np.linalg.norm(x[:, None] - x, axis=2)
+    assert np.abs(uncentred - exact)[exact > 0].max() > 1e-4 * exact.max()

@@ -65,6 +65,17 @@ def test_threshold_and_rates_are_those_of_a_loop_over_pairs(monkeypatch, tile, f
     assert calibrate(merged, far).threshold != result.threshold
 
 
+def test_without_any_camera_every_pair_of_one_person_counts():
+    one = people()
+    number = np.arange(len(one))
+    pairs = pairs_by_hand(dataclasses.replace(one, camid=number))  # as if each image had a camera of its own
+    result = calibrate(dataclasses.replace(one, camid=np.full(len(one), -1)), 0.1)
+    assert result.positive_pairs == sum(pair[3] for pair in pairs) == 2 * 6 * 6
+    assert result.unlabelled == 0
+    one_known = calibrate(dataclasses.replace(one, camid=np.where(number < 24, one.camid, -1)), 0.1)
+    assert one_known.unlabelled == 24
+
+
 def test_one_domain_as_verification_measures_it():
     one = people(domains=("north",))
     result = calibrate(one, 0.05)

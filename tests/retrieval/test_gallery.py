@@ -31,7 +31,9 @@ with Gallery(file, MADE_BY) as gallery:
     there = gallery.stamps()
     print("open", flush=True)
     def slowly():
-        for batch in batches([row for row in range(first, last) if f"/p/{row}.jpg" not in there]):
+        for place, batch in enumerate(batches([row for row in range(first, last) if f"/p/{row}.jpg" not in there])):
+            if place == 1:
+                print("added", flush=True)
             time.sleep(pause)
             yield batch
     gallery.add(slowly(), stamps())
@@ -85,6 +87,8 @@ def test_kills_lose_no_feature_and_repeat_none(undisturbed, tmp_path):
     for _ in range(kills):
         process = start(tmp_path / "g.db", pause=0.01)
         assert process.stdout.readline() == "open\n", process.stderr.read()
+        if rng.random() < 0.8:  # otherwise perhaps before the first batch
+            assert process.stdout.readline() == "added\n", process.stderr.read()
         time.sleep(rng.uniform(0, 0.02 + 0.3 / kills))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -93,14 +97,14 @@ def test_kills_lose_no_feature_and_repeat_none(undisturbed, tmp_path):
     assert between == sorted(between) and all(count % BATCH == 0 for count in between)
     assert any(0 < count < ROWS for count in between), "no kill came in the middle"
     process = start(tmp_path / "g.db", pause=0)
-    assert process.communicate() == ("open\n", "") and process.returncode == 0
+    assert process.communicate() == ("open\nadded\n", "") and process.returncode == 0
     assert content(tmp_path / "g.db") == undisturbed
 
 
 def test_two_processes_may_add_at_a_time(undisturbed, tmp_path):
     first, second = start(tmp_path / "g.db", 0, 3_000), start(tmp_path / "g.db", 2_000, ROWS)
     for process in (first, second):
-        assert process.communicate() == ("open\n", "") and process.returncode == 0
+        assert process.communicate() == ("open\nadded\n", "") and process.returncode == 0
     assert content(tmp_path / "g.db") == undisturbed
 
 

@@ -60,11 +60,12 @@ def test_another_process_shows_nothing(clock, capsys, monkeypatch):
 
 
 def test_long_waits_are_explained_and_short_ones_are_not(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "DELAY", {False: 0.05, True: 0.05})
+    monkeypatch.setattr(progress, "DELAY", {False: 1, True: 1})
     with progress.patience("compiling the net"):
         pass
-    time.sleep(0.2)
+    time.sleep(1.2)
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "DELAY", {False: 0.01, True: 0.01})
     with progress.patience("compiling the net"):
-        time.sleep(0.3)
+        time.sleep(1)
     assert capsys.readouterr().err == "compiling the net\n"

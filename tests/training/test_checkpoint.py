@@ -115,6 +115,9 @@ def test_a_killed_save_leaves_the_checkpoint_before(tmp_path, monkeypatch):
         for name, function in zip(("rename", "replace"), real, strict=True):
             monkeypatch.setattr(os, name, function)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2, "something half-written must be there"
+    with Checkpoints(tmp_path, scored=False, create=False) as reader:  # such as an evaluation during a training
+        assert reader.latest_step() == 1
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2, "which may still be written"
     with Checkpoints(tmp_path, scored=False) as checkpoints:
         assert checkpoints.latest_step() == 1
         np.testing.assert_array_equal(

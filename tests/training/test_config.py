@@ -134,6 +134,7 @@ def test_an_override_that_cannot_be(field, text, message):
             {"__steps_per_dispatch": 8},
             "config.steps_per_dispatch is 8, but images from the host come step by step",
         ),
+        ({"__debug_nans": True, "data__resident": True}, "set config.data.resident to False"),
         ({"__log_every": 0}, "config.log_every must be 1 or more; got 0"),
         ({"eval__batch_size": 0}, "config.eval.batch_size must be 1 or more; got 0"),
         ({"eval__query_expansion": -1}, "config.eval.query_expansion must be 0 or more; got -1"),

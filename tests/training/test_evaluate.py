@@ -36,6 +36,17 @@ def test_evaluation_of_other_domains_and_settings(folder, straight):
     assert json.loads((workdir / other["file"]).read_text()) == other
 
 
+def test_a_domain_is_measured_as_it_is_alone_whatever_comes_before_it(folder, straight):
+    def measured(*domains):
+        config = tiny_config(folder)
+        config.data.eval_domains = domains
+        return evaluate.evaluate(config, straight[0])["targets"]
+
+    alone = {domain: measured(domain)[domain] for domain in ("north", "west")}
+    assert measured("north", "west") == measured("west", "north") == alone
+    assert alone["north"]["mAP"] != alone["west"]["mAP"]
+
+
 def test_other_settings_leave_the_evaluation_of_the_run_alone(folder, straight):
     workdir, result = straight
     own = [workdir / "evaluation.json", workdir / "evaluation.md"]

@@ -6,9 +6,12 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import STEPS, assert_same_run, killed_after, rows, state_of, tiny_config
@@ -75,6 +78,23 @@ def test_checkpoints_come_between_epochs_too(folder, straight, tmp_path):
     assert_same_run(config, tmp_path, straight[0])
 
 
+def test_checkpoints_come_after_so_many_minutes(folder, quick_net, tmp_path, monkeypatch):
+    """Nine steps of a minute each."""
+    now, read_batches = [0.0], train.read_batches
+
+    def a_minute_each(*arguments):
+        for batch in read_batches(*arguments):
+            now[0] += 60
+            yield batch
+
+    monkeypatch.setattr(train, "read_batches", a_minute_each)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    config = tiny_config(folder)
+    config.epochs, config.steps_per_epoch, config.checkpoint_minutes, config.keep = 1, 9, 2.5, 9
+    train.train(config, tmp_path)
+    assert saved(tmp_path) == [3, 6, 9]
+
+
 @pytest.mark.parametrize(
     ("method", "alpha", "decay", "what"),
     [
@@ -93,6 +113,19 @@ def test_what_is_not_finite_ends_the_run_with_its_step(folder, tmp_path, method,
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
     assert all(step < int(str(error.value).split()[1]) for step in saved(tmp_path))
+
+
+def test_debug_nans_names_the_operation(folder, quick_net, tmp_path):
+    config = tiny_config(folder)
+    config.debug_nans, config.optimizer.alpha = True, 1e30
+    with pytest.raises(UserError) as error:
+        train.train(config, tmp_path)
+    assert re.match(
+        r"invalid value \(nan\) encountered in \w+. The operation is in \w+ \(.*metabin_jax/\w+.py, line \d+\); "
+        "the last good checkpoint is none. Try a smaller",
+        str(error.value),
+    )
+    assert not jax.config.jax_debug_nans and error.value.__cause__ is None
 
 
 def test_a_state_that_is_not_finite_gets_no_checkpoint(half_done):
