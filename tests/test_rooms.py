@@ -146,4 +146,4 @@ def test_files_stay_small():
     beside = ("models.weights", "data.sets", "data.layouts", "data.synthetic", "data.pedestrian")
     in_core = sum(n for module, n in lines.items() if room_of(module) in core and not module.startswith(beside))
     assert sum(lines.values()) <= 13180
-    assert in_core <= 5730
+    assert in_core <= 5740
