@@ -73,7 +73,7 @@ def unfinished(lines: Sequence[Line]) -> str:
     """What is missing of the plan."""
     counts = {name: len(pairs(lines, name)) for name in METHODS}
     if missing := [f"{name} ({count})" for name, count in counts.items() if count < PLANNED]:
-        return f"**Not finished**: {PLANNED} pairs of each method are to come. So far: {', '.join(missing)}."
+        return f"**Not finished**: each method is to have {PLANNED} pairs. Fewer so far: {', '.join(missing)}."
     return f"All runs are here: {PLANNED} pairs of target and seed of each of {len(METHODS)} methods."
 
 

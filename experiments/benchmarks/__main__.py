@@ -17,7 +17,7 @@ TABLES: dict[str, list[str]] = {
     "input": ["--images=1000 --turns=3"],
     "startup": ["--turns=1"],
     "kernels": [""],
-    "embedding": [""],
+    "embedding": ["--images=200 --turns=3"],
     "searching": [""],
     "identify": [""],
     "evaluation": ["", "--million"],

@@ -4,13 +4,15 @@
     python -m experiments.benchmarks.gpu --output=DIR --cpu    the same with a tiny net, to see that everything runs
 
 The paper's net and batches (80 + 48 + 32 images of 256 x 128). Each contestant is a process of its own. Three compile
-at a time; then all take turns at the device. DIR gets gpu.json, gpu.md and, in logs/, what each contestant had to say.
+at a time; those that are ready then take turns at the device, which nothing else uses. DIR gets gpu.json, gpu.md and,
+in logs/, what each contestant had to say.
 The first two are written again after every part, so that what was measured stays. A contestant that fails or takes too
 long leaves the others as they are, and its error is in the tables.
 
 `shifts` computes the depthwise convolutions as nine shifted multiply-adds, as on a CPU, and `library stem` the first
-convolution by the library. AMP: autocast to bfloat16. Memory is the peak that the process's allocator saw; "planned" is
-what the compiler announced, which `metabin plan` prints.
+convolution by the library. AMP: autocast to bfloat16. float32: products take TF32, the default of JAX and of PyTorch's
+convolutions. Memory is the peak that the process's allocator saw, marked <= if it
+is that of compiling, where algorithms are tried; "planned" is what the compiler announced, which `metabin plan` prints.
 """
 
 import argparse
@@ -39,8 +41,9 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "bfloat16, exact": {"kind": "step", "dtype": "bfloat16", "first_order": False},
     "float32, first order": {"kind": "step", "dtype": "float32"},
     "float32, exact": {"kind": "step", "dtype": "float32", "first_order": False},
-    "PyTorch, AMP, channels last": {"kind": "torch", "amp": True},
-    "PyTorch, AMP, channels last, compiled": {"kind": "torch", "amp": True, "compiled": True},
+    "PyTorch, AMP": {"kind": "torch", "amp": True},
+    "PyTorch, AMP, channels last": {"kind": "torch", "amp": True, "channels_last": True},
+    "PyTorch, AMP, channels last, compiled": {"kind": "torch", "amp": True, "channels_last": True, "compiled": True},
     "PyTorch, float32": {"kind": "torch"},
     "bfloat16, first order, shifts": {"kind": "step", "dtype": "bfloat16", "form": "shifts"},
     "bfloat16, first order, library stem": {"kind": "step", "dtype": "bfloat16", "form": "library stem"},
@@ -51,6 +54,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "embed, float32": {"kind": "embed", "dtype": "float32"},
 }
 AT_ONCE, COMPILING = 3, 0.7
+PATIENCE = {"time": 40, "memory": 10, "profile": 60}  # seconds for an answer; a contestant that takes longer is ended
 BASE = "bfloat16, first order"  # the ratios are to it
 
 
@@ -77,7 +81,8 @@ class Worker:
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b|PyTorch is", line)]
-        return [*errors, *lines, "it stopped without a word"][0 if not errors else len(errors) - 1][:300]
+        status = self.process.wait()
+        return [f"it stopped with status {status}", *lines[-1:], *errors][-1][:300]
 
     def answer(self, seconds: float) -> dict[str, Any] | None:
         """The next answer, {"error": why} of a contestant that failed; None if there is none in so many seconds."""
@@ -87,13 +92,17 @@ class Worker:
             return None
 
     def ask(self, word: str, deadline: float) -> dict[str, Any]:
+        """The answer to a word of PATIENCE; {"error": why} if there is none."""
+        if (seconds := min(PATIENCE[word], deadline - time.monotonic())) <= 0:
+            return {"error": f"there was no time for {word}"}
         try:
             assert self.process.stdin
             self.process.stdin.write(word + "\n")
             self.process.stdin.flush()
         except OSError:
             return {"error": self._last_words()}
-        return self.answer(deadline - time.monotonic()) or {}
+        found = self.answer(seconds)
+        return {"error": f"no answer to {word} in {seconds:.0f} s"} if found is None else found
 
     def end(self) -> None:
         self.process.kill()
@@ -110,8 +119,8 @@ def compete(
 ) -> dict[str, dict[str, Any]]:
     """Name -> what was found of each contestant. Calls keep(found) whenever something new is known.
 
-    AT_ONCE contestants compile at a time, in their order, for at most COMPILING of the seconds. Each is timed once when
-    it is ready, and then in turns.
+    AT_ONCE contestants compile at a time, in their order, for at most COMPILING of the seconds; the others are ended.
+    Those that are ready are then timed in turns. BASE is looked at before the second turn, should time run out.
     """
     start = time.monotonic()
     found: dict[str, dict[str, Any]] = {name: {"error": "there was no time to compile it"} for name in contestants}
@@ -133,12 +142,14 @@ def compete(
                     del found[name]["error"]
                     ready[name] = compiling.pop(name)
                     add(name, answer)
-                    if "error" not in answer:
-                        add(name, worker.ask("time", start + seconds))
-        for word in [*["time"] * turns, "memory", "profile"]:
-            for name, worker in ready.items():
-                if "error" not in found[name]:
-                    add(name, worker.ask(word, start + seconds))
+        for worker in compiling.values():
+            worker.end()
+        timing = [("time", name) for name in ready]
+        first, others = ([name for name in ready if (name == BASE) == is_base] for is_base in (True, False))
+        looks = [[(word, name) for word in ("memory", "profile") for name in names] for names in (first, others)]
+        for word, name in timing + looks[0] + timing * (turns - 1) + looks[1]:
+            if "error" not in found[name]:
+                add(name, ready[name].ask(word, start + seconds))
     finally:
         for worker in (*ready.values(), *compiling.values()):
             worker.end()
@@ -154,13 +165,17 @@ def report(found: dict[str, dict[str, Any]], card: str) -> str:
             continue
         cells = [name]
         if "ms" in numbers:
+            if "error" in numbers:
+                cells = [f"{name} (later: {numbers['error']})"]
             ms = numbers["ms"]
             median = statistics.median(ms)
             cells += [f"{median:.2f} ({min(ms):.2f} to {max(ms):.2f})", f"{median / base:.2f}"]
             cells += [f"{1000 * numbers['images'] / median:,.0f}"]
         else:
             cells += [numbers["error"], "-", "-"]
-        cells += [f"{numbers[field] / 2**20:,.0f}" if field in numbers else "-" for field in ("peak", "planned")]
+        sign = "<= " if numbers.get("of_compiling") else ""
+        cells += [f"{sign}{numbers['peak'] / 2**20:,.0f}" if "peak" in numbers else "-"]
+        cells += [f"{numbers['planned'] / 2**20:,.0f}" if "planned" in numbers else "-"]
         cells += [f"{100 * numbers['idle']:.0f}" if numbers.get("idle") is not None else "-"]
         rows.append([*cells, f"{numbers['ready']:.0f}" if "ready" in numbers else "-"])
     header = [

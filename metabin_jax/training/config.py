@@ -218,7 +218,8 @@ def check(config: ConfigDict) -> None:
     if config.init == WEIGHTS_NEEDED:
         raise UserError(
             "this config starts from pretrained weights: give --config.init=FILE, a .pth or .safetensors file such as "
-            "torchvision's https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth, timm's or torchreid's"
+            "torchvision's https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth, timm's or torchreid's, or "
+            "--config.init= for random ones"
         )
     for field, allowed in CHOICES.items():
         must(f"be one of {', '.join(allowed)}", allowed.__contains__, field)

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import metabin_jax
-from metabin_jax import cli
+from metabin_jax import cli, norm
+from metabin_jax.data.dataset import SOURCES
+from metabin_jax.models.reid import BACKBONES
+from metabin_jax.training.methods import LOSSES, METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -20,7 +24,16 @@ def deployed(folder, tmp_path):
     torch = pytest.importorskip("torch", reason="the weights are PyTorch's")
     nets = pytest.importorskip("torch_reid_nets")
     torch.save(nets.OSNet(0.25).state_dict(), tmp_path / "osnet.pth")
-    scope = {"file": str(tmp_path / "osnet.onnx"), "paths": sorted(folder.rglob("*.png"))}
+    person, direction = np.arange(60) // 2, np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    scope = {
+        "file": str(tmp_path / "osnet.onnx"),
+        "paths": sorted(folder.rglob("*.png")),
+        "path": person.astype(str),
+        "pid": person.astype(str),
+        "domain": np.array(["yard"] * 60),
+        "camid": np.arange(60) % 2,
+        "feature": direction / np.linalg.norm(direction, axis=1, keepdims=True),
+    }
     size = ["--size=64x32"]
     assert cli.main(["export", f"--model={tmp_path}/osnet.pth", "--to=onnx", f"--output={scope['file']}", *size]) == 0
     yield scope
@@ -28,6 +41,17 @@ def deployed(folder, tmp_path):
     assert abs(scope["similarity"] - expected[0] @ expected[1]) < 1e-5
     facts = scope["session"].get_modelmeta().custom_metadata_map
     assert facts["input"] == "image: uint8 RGB [N, 64, 32, 3]" and facts["run"] == "osnet.pth"
+
+
+@pytest.fixture(autouse=True)
+def tables():
+    """What a page adds to them is gone afterwards."""
+    known = norm.LAYERS, METHODS, LOSSES, BACKBONES, SOURCES
+    before = [dict(table) for table in known]
+    yield
+    for table, entries in zip(known, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 def python_blocks(page: Path) -> list[str]:

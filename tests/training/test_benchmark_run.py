@@ -100,10 +100,11 @@ def test_the_steps_between_embedding_and_ranking(options, split_of):
     is_query, is_gallery = (np.array([r.split in (kind, "all") for r in records]) for kind in ("query", "gallery"))
     query_QD, gallery_GD = feature_ND[is_query], feature_ND[is_gallery]
     labels = pid[is_query], pid[is_gallery], camid[is_query], camid[is_gallery]
+    others_GD = None if split_of == ("all", "all") else gallery_GD
     if "query_expansion" in options:
-        query_QD = query_expansion(query_QD, gallery_GD, 3)
+        query_QD = query_expansion(query_QD, others_GD, 3)
     unit_QD, unit_GD = (x / np.linalg.norm(x, axis=1)[:, None] for x in (query_QD, gallery_GD))
-    distance_QG = rerank(query_QD, gallery_GD) if "rerank" in options else 1 - unit_QD @ unit_GD.T
+    distance_QG = rerank(query_QD, others_GD) if "rerank" in options else 1 - unit_QD @ unit_GD.T
     expected = rank_metrics(distance_QG, *labels)
     assert result.metrics[0] == expected
     assert result.metrics[0].first_rank_Q.tolist() == expected.first_rank_Q.tolist()

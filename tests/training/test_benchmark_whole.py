@@ -65,6 +65,7 @@ def data_dir(tmp_path_factory):
 
 def test_from_raw_folders_to_the_table(data_dir, quick_net, tmp_path):
     config = runpy.run_path(str(CONFIG))["get_config"]("p1")
+    config.init = ""
     config.data.path = str(data_dir)
     config.data.cache_dir = str(tmp_path / "cache")
     config.data.eval_domains = ("viper",)  # of the four
@@ -85,6 +86,7 @@ def test_from_raw_folders_to_the_table(data_dir, quick_net, tmp_path):
 def test_a_set_that_is_not_prepared_is_named_with_what_to_run(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "tfds", ignore=shutil.ignore_patterns("dukemtmcreid"))
     config = runpy.run_path(str(CONFIG))["get_config"]("paper")
+    config.init = ""
     config.data.path = str(tmp_path / "tfds")
     with pytest.raises(FileNotFoundError, match=r"'dukemtmcreid' is not prepared .*: run metabin prepare dukemtmcreid"):
         train(config, tmp_path / "run")

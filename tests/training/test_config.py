@@ -27,7 +27,7 @@ def test_the_configs_pass_with_a_path(path, preset):
     result = runpy.run_path(str(path))["get_config"](argument)
     assert result.preset == preset
     result.data.path = "somewhere"
-    if path.stem in ("people", "finetune"):
+    if path.stem in ("people", "finetune", "benchmark"):
         with pytest.raises(ValueError, match=r"starts from pretrained weights: give --config.init=FILE, a .pth or"):
             check(result)
         result.init = "weights.pth"
