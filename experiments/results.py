@@ -97,6 +97,12 @@ def rho(lines: Sequence[Line]) -> str:
     return markdown(header, body)
 
 
+def longer_on(lines: Sequence[Line]) -> str:
+    """The networks and seeds of the longer runs."""
+    pairs = {(line["target"], line["seed"]) for own in why.longer(lines).values() for line in own}
+    return ", ".join(f"{target} (seed {seed})" for target, seed in sorted(pairs))
+
+
 def longer(lines: Sequence[Line]) -> str:
     """R-1 and rho along the longer runs."""
     body = []
@@ -153,7 +159,8 @@ def readme(lines: Sequence[Line]) -> str:
 
 BLOCKS: dict[str, Callable[[Sequence[Line]], str]] = {
     "found": found, "table": table, "differences": differences, "advice": advice, "unfinished": unfinished,
-    "choices": choices, "rho": rho, "longer": longer, "gradients": gradients,
+    "choices": choices, "rho": rho, "longer_on": longer_on, "longer": longer,
+    "gradients": gradients,
 }  # fmt: skip
 
 
@@ -180,6 +187,7 @@ def main() -> None:
     watched = why.watched(lines)
     for name, draw in (("scores", why.draw_scores), ("rho", why.draw_rho), ("inner", why.draw_inner)):
         figures.save(draw(watched), FOLDER / f"networks/{name}.png")
+    figures.save(why.draw_scores(why.longer(lines)), FOLDER / "networks/longer.png")
     figures.save(why.draw_gradients(why.longer(lines)), FOLDER / "networks/gradients.png")
 
 

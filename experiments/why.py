@@ -89,10 +89,13 @@ def watched(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def longer(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines of why.jsonl of each of WATCHED that has any."""
+    """The lines of why.jsonl of each of WATCHED that has any, of the targets and seeds that all of these have."""
     runs = {method: {_longer(row).run for row in trials(method)} for method in WATCHED}
     found = {method: [line for line in lines if line["run"] in runs[method]] for method in WATCHED}
-    return {method: own for method, own in found.items() if own}
+    have = [{(line["target"], line["seed"]) for line in own} for own in found.values() if own]
+    shared = set.intersection(*have) if have else set()
+    kept = {method: [line for line in own if (line["target"], line["seed"]) in shared] for method, own in found.items()}
+    return {method: own for method, own in kept.items() if own}
 
 
 def _longer(row: Row) -> Row:
@@ -160,7 +163,7 @@ def draw_gradients(of: Mapping[str, Sequence[Line]]) -> "Figure":
     """At STEPS: the size of both gradients on rho, and the mean of each meta-train loss's gradient, as in Figure 5."""
     figure, panels = _panels(2)
     panels[0].set(title="root mean square on rho", yscale="log")
-    panels[1].set(title="mean on rho: above 0 towards IN, below towards BN", yscale="symlog")
+    panels[1].set(title="mean on rho, above 0 towards IN", yscale="symlog")
     panels[1].set_yscale("symlog", linthresh=1e-5)
     panels[1].axhline(0, color="black", linewidth=0.8)
     for style, (method, lines) in zip(("-", "--", ":", "-."), of.items(), strict=False):

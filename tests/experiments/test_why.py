@@ -6,6 +6,7 @@ import pytest
 from test_together import config
 
 from experiments import fig5, why
+from experiments.comparison import trials
 from experiments.together import Lanes
 from metabin_jax.training.build import build, load_images, resolve
 from metabin_jax.training.train import prepare, read_batches
@@ -58,6 +59,17 @@ def test_gradients_on_rho_are_means_over_the_next_batches_of_each_lane(tmp_path,
 def test_a_method_without_rho_has_no_gradients_on_it(tmp_path):
     lanes = Lanes.of([config(tmp_path, "bn", "plaza", 0)])
     assert why.gradients_on_rho(lanes, lanes.states(), lanes.dataset(), STEP) == {}
+
+
+def test_longer_runs_are_compared_where_every_method_has_them():
+    def line(method, target):
+        return {"run": why._longer(trials(method)[0]).run, "target": target, "seed": 0}
+
+    lines = [line("BIN", "mall"), line("BIN", "plaza"), line("MetaBIN", "plaza")]
+    short = {"run": trials("BIN")[0].run, "target": "plaza", "seed": 0}
+    assert why.longer([*lines, short]) == {"BIN": [lines[1]], "MetaBIN": [lines[2]]}
+    assert why.longer([short]) == {}
+    assert set(why.longer(lines[:2])["BIN"][0]["run"].split()) >= {"epochs=33", "optimizer.decay_epochs=(23,", "30)"}
 
 
 def test_a_curve_is_the_mean_over_targets_however_many_seeds_they_have():
