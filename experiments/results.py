@@ -118,14 +118,14 @@ def longer(lines: Sequence[Line]) -> str:
 
 def gradients(lines: Sequence[Line]) -> str:
     """The gradients on rho along the longer runs."""
+    names = {
+        "size/base": "base gradient, root mean square",
+        "size/meta": "meta-gradient, root mean square",
+        **{f"mean/{loss}": f"{name}, mean" for loss, (name, _) in fig5.PAPER.items()},
+        "mean/cross_entropy": "cross-entropy, mean",
+    }
     body = []
     for method, own in why.longer(lines).items():
-        names = {
-            "size/base": "base gradient, root mean square",
-            "size/meta": "meta-gradient, root mean square",
-            **{f"mean/{loss}": f"{name}, mean" for loss, (name, _) in fig5.PAPER.items()},
-            "mean/cross_entropy": "cross-entropy, mean",
-        }
         for name in (name for name in names if name in own[0]["curve"]):
             values = why.curve(own, name)
             body.append([f"{method}, {names[name]}", *(f"{value:.1e}" for value in values)])
@@ -152,6 +152,7 @@ def readme(lines: Sequence[Line]) -> str:
         (
             markdown(list(values), body),
             "    .venv/bin/python -m experiments.comparison --workdir=experiments/results/networks --seeds 0 1",
+            "The command trains the runs that are missing, which takes hours on a CPU, and prints the tables.",
             " ".join(verdict(lines, name, "BIN") for name in main) + f" {verdict(lines, 'BIN', 'BN')}",
         )
     )

@@ -5,14 +5,13 @@
 
 The paper's net and batches (80 + 48 + 32 images of 256 x 128). Each contestant is a process of its own. Three compile
 at a time; those that are ready then take turns at the device, which nothing else uses. DIR gets gpu.json, gpu.md and,
-in logs/, what each contestant had to say.
-The first two are written again after every part, so that what was measured stays. A contestant that fails or takes too
-long leaves the others as they are, and its error is in the tables.
+in logs/, what each contestant had to say. The first two are written again after every part, so that what was measured
+stays. A contestant that fails or takes too long leaves the others as they are, and its error is in the tables.
 
 `shifts` computes the depthwise convolutions as nine shifted multiply-adds, as on a CPU, and `library stem` the first
 convolution by the library. AMP: autocast to bfloat16. float32: products take TF32, the default of JAX and of PyTorch's
-convolutions. Memory is the peak that the process's allocator saw, marked <= if it
-is that of compiling, where algorithms are tried; "planned" is what the compiler announced, which `metabin plan` prints.
+convolutions. Memory is the peak that the process's allocator saw, marked <= if it is that of compiling, where
+algorithms are tried; "planned" is what the compiler announced, which `metabin plan` prints.
 """
 
 import argparse
@@ -149,7 +148,10 @@ def compete(
         looks = [[(word, name) for word in ("memory", "profile") for name in names] for names in (first, others)]
         for word, name in timing + looks[0] + timing * (turns - 1) + looks[1]:
             if "error" not in found[name]:
-                add(name, ready[name].ask(word, start + seconds))
+                answer = ready[name].ask(word, start + seconds)
+                if "error" in answer:  # it must not disturb the others
+                    ready[name].end()
+                add(name, answer)
     finally:
         for worker in (*ready.values(), *compiling.values()):
             worker.end()

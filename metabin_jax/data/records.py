@@ -32,6 +32,11 @@ class Record(NamedTuple):
     split: str
     name: str = ""
 
+    @property
+    def identity(self) -> str:
+        """What the data call the person."""
+        return self.name or str(self.pid)
+
 
 def is_distractor(record: Record) -> bool:
     """Whether the image matches no query: in a gallery, pid 0 marks a distractor, as in Market-1501 and GRID."""

@@ -148,8 +148,7 @@ def measure(
         splits, source = domain_splits(config, domain, own)
         used = [own[row] for row in np.unique(np.concatenate([row for split in splits for row in split[:2]])).tolist()]
         warn_of_trained(
-            run.workdir,
-            [(record.path, domain, record.name or str(record.pid)) for record in used if not is_distractor(record)],
+            run.workdir, [(record.path, domain, record.identity) for record in used if not is_distractor(record)]
         )
 
         def embed_rows(some: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:

@@ -84,8 +84,8 @@ def _lines(config: ConfigDict, records: Sequence[Record]) -> list[str]:
         path = Path(record.path)
         content = path.read_bytes() if config.data.path and path.is_file() else b""
         seen = os.path.relpath(path, root) if config.data.path else record.path
-        pid, checksum = record.name or record.pid, f"{zlib.crc32(content):08x}"
-        labels = record.domain, seen, pid, record.camid, record.split, len(content), checksum
+        person = record.domain, seen, record.identity, record.camid, record.split
+        labels = *person, len(content), f"{zlib.crc32(content):08x}"
         return repr("\t".join(map(str, labels)))[1:-1]  # no name breaks a line
 
     with ThreadPoolExecutor(READERS) as pool:
